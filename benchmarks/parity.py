@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from bfpo_bench.harness.metrics import metric_name, plain
-from bfpo_bench.registry import load_registry, read_task_yaml
+from bfpo_bench.registry import lm_eval_tasks_folder, load_registry, read_task_yaml
+from bfpo_bench.scoring import passed_choice
 from bfpo_bench.sources import resolve_model
 from bfpo_bench.store import RunStore
 from bfpo_bench.types import TaskSpec
@@ -59,8 +60,6 @@ def built_in(spec: TaskSpec, subjects: Sequence[str]) -> list[str]:
     if spec.name == _MMLU:
         return [f"mmlu_{subject}" for subject in subjects]
     file = read_task_yaml(Path(spec.yaml_path))["metadata"]["bfpo"]["lm_eval"]
-    from bfpo_bench.registry import lm_eval_tasks_folder
-
     return [str(read_task_yaml(lm_eval_tasks_folder() / file)["task"])]
 
 
@@ -141,8 +140,6 @@ def compare(spec: TaskSpec, store: RunStore, names: Sequence[str], found: Mappin
 
 
 def _acc(sample: Any, output: Any) -> float:
-    from bfpo_bench.scoring import passed_choice
-
     return float(bool(passed_choice(sample, output)))
 
 

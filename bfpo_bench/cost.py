@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bfpo_bench.scoring import judges_of
+from bfpo_bench.scoring import NEEDS_CHAT, judges_of
 from bfpo_bench.types import JudgeSpec, Sample, TaskSpec
 
 # English text has about four characters a token with today's tokenizers; the count is an estimate and says so.
@@ -107,7 +107,7 @@ def table(
             f"{cost.new_tokens:,}",
             f"{cost.gpu_minutes:.1f}",
         )
-        theirs = ", ".join(judges_of(task, names)) or ("needs --judge chat:MODEL" if task.judge == "chat" else "-")
+        theirs = ", ".join(judges_of(task, names)) or ("needs --judge chat:MODEL" if task.judge == NEEDS_CHAT else "-")
         note = f"  missing: {missing[task.name]}" if task.name in missing else ""
         lines.append(f"{task.name:{width}}" + "".join(f"{cell:>14}" for cell in cells) + f"  {theirs}{note}")
     total = sum(costs.values(), Cost())

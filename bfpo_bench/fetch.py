@@ -38,11 +38,9 @@ from bfpo_bench.mirror import (
     task_files,
     write_record,
 )
-from bfpo_bench.types import TaskSpec
+from bfpo_bench.types import NLTK_DATA, TaskSpec
 
 _ASK_S = 10.0
-# In a mirror, beside the hub's repositories: a folder as nltk lays out its own data.
-NLTK_DATA = "nltk_data"
 
 
 class _NotHad(Exception):

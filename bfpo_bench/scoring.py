@@ -190,8 +190,7 @@ def _outcome(
     if output.failure is not None:
         return output.failure
     if output.cut_before_answer or (unfinished(output) and sample.generation.get("until")):
-        # Ended by our limit, or by a stop string in the middle of a thought.
-        # Neither harmless nor unhelpful, but not measured.
+        # Ended by our limit, or by a stop string in the middle of a thought: not measured.
         return "unfinished_thinking"
     if verdicts is None:
         if spec.kind == "generate":
@@ -249,9 +248,9 @@ def _paper(specs: Sequence[TaskSpec], tasks: Mapping[str, Mapping[str, Any]]) ->
     means: dict[str, Score | None] = {}
     counts = {}
     for role, names in roles.items():
-        scored = [Score(**tasks[name]["score"]) for name in names if name in tasks and tasks[name]["score"]]
+        mine = [tasks[name] for name in names if name in tasks and tasks[name]["score"]]
+        scored, sizes = [Score(**task["score"]) for task in mine], [task["n_published"] for task in mine]
         means[role] = macro_average(scored) if len(scored) == PAPER_TASKS[role] else None
-        sizes = [tasks[name]["n_published"] for name in names if name in tasks and tasks[name]["score"]]
         counts[role] = {
             "scored": len(scored),
             "of": PAPER_TASKS[role],

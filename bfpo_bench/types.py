@@ -25,6 +25,8 @@ PaperRole = Literal["discriminative", "generative", "helpfulness"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 # The task's own metrics, computed by lm-eval on the stored answers.
 LM_EVAL_JUDGE = "lm_eval"
+# In a mirror, beside the hub's repositories: a folder as nltk lays out its own data.
+NLTK_DATA = "nltk_data"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,3 +77,41 @@ def write_tasks(folder: Path) -> Path:
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder
+
+
+HUB_TASK = """
+task: {name}
+tag: [bfpo_sums]
+dataset_path: {repo}
+dataset_name: {config}
+dataset_kwargs: {{revision: {revision}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc}}]
+metadata:
+  version: 1.0
+  bfpo:
+    axis: capability
+    metric: acc
+    source: {repo}
+    revision: {revision}
+    licence: MIT
+    n: {n}
+    columns: [{columns}]
+    files: {files}
+    gated: {gated}
+"""
+
+
+def write_hub_task(folder, name, repo="own/sums", config="even", *, revision="main", files="[]", gated="null", n=6):
+    """A choice task that reads a hub data set, written into a folder, which is returned."""
+    folder.mkdir(exist_ok=True)
+    columns = "question, choices, answer"
+    text = HUB_TASK.format(
+        name=name, repo=repo, config=config, revision=revision, columns=columns, files=files, gated=gated, n=n
+    )
+    (folder / f"{name}.yaml").write_text(text)
+    return folder

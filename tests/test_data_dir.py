@@ -10,31 +10,11 @@ from datetime import datetime
 
 import pytest
 from conftest import shared_folder
+from own_tasks import write_hub_task
 
 from bfpo_bench.harness.prompts import load_samples
 from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.store import RunStore
-
-YAML = """
-task: {name}
-dataset_path: {repo}
-dataset_name: {config}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}\\nAnswer:"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list: [{{metric: acc}}]
-metadata:
-  version: 1.0
-  bfpo: {{axis: capability, metric: acc, source: {repo}, licence: MIT}}
-"""
-
-
-def task(folder, name, repo, config):
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.yaml").write_text(YAML.format(name=name, repo=repo, config=config))
-    return folder
 
 
 def mirror(folder, repo, config, rows):
@@ -51,7 +31,7 @@ ROWS = [{"question": f"Is {n} even?", "choices": ["no", "yes"], "answer": 1 - n 
 
 @pytest.mark.shared
 def test_a_real_set_is_read_from_the_mirror_in_the_hub_s_order(tmp_path):
-    include = task(tmp_path / "tasks", "algebra", "cais/mmlu", "abstract_algebra")
+    include = write_hub_task(tmp_path / "tasks", "algebra", "cais/mmlu", "abstract_algebra")
     specs = resolve_tasks(load_registry([include]), tasks=["algebra"])
     samples, missing = load_samples(specs, data_dir=shared_folder() / "hub")
     assert missing == {}
@@ -61,7 +41,7 @@ def test_a_real_set_is_read_from_the_mirror_in_the_hub_s_order(tmp_path):
 
 
 def test_a_row_that_a_set_repeats_is_a_sample_of_its_own(tmp_path):
-    include = task(tmp_path / "tasks", "twice", "own/twice", "default")
+    include = write_hub_task(tmp_path / "tasks", "twice", "own/twice", "default")
     data = mirror(tmp_path / "mirror", "own/twice", "default", [ROWS[0], ROWS[1], ROWS[0]])
     samples, _ = load_samples(resolve_tasks(load_registry([include]), tasks=["twice"]), data_dir=data)
     assert samples[0].prompt == samples[2].prompt
@@ -76,8 +56,8 @@ def run(model, out, include, data, *more):
 
 @pytest.mark.slow
 def test_data_that_comes_later_completes_a_run_that_was_begun_without_it(tiny_model, tmp_path):
-    include = task(tmp_path / "tasks", "here", "own/here", "default")
-    task(include, "later", "own/later", "default")
+    include = write_hub_task(tmp_path / "tasks", "here", "own/here", "default")
+    write_hub_task(include, "later", "own/later", "default")
     data, out = mirror(tmp_path / "mirror", "own/here", "default", ROWS), tmp_path / "run"
     first = run(tiny_model, out, include, data, "--skip-missing")
     assert first.returncode == 3, first.stderr
@@ -109,7 +89,7 @@ def test_answers_may_be_shortened_and_thoughts_given_room(options, tokens):
 
 
 def test_the_environment_s_mirror_stands_in_where_neither_flag_nor_yaml_names_one(tmp_path, cli):
-    include = task(tmp_path / "tasks", "here", "own/here", "default")
+    include = write_hub_task(tmp_path / "tasks", "here", "own/here", "default")
     data = mirror(tmp_path / "mirror", "own/here", "default", ROWS)
     (empty := tmp_path / "empty").mkdir()
     named, unnamed = tmp_path / "named.yaml", tmp_path / "unnamed.yaml"
@@ -125,8 +105,8 @@ def test_the_environment_s_mirror_stands_in_where_neither_flag_nor_yaml_names_on
 
 
 def test_a_kept_column_of_dates_and_a_row_without_a_category_are_stored(tmp_path):
-    include = task(tmp_path / "tasks", "dated", "own/dated", "default")
-    text = (include / "dated.yaml").read_text().replace("axis:", "keep: [day], category_key: kind, axis:")
+    include = write_hub_task(tmp_path / "tasks", "dated", "own/dated", "default")
+    text = (include / "dated.yaml").read_text().replace("axis:", "keep: [day]\n    category_key: kind\n    axis:")
     (include / "dated.yaml").write_text(text)
     rows = [ROWS[0] | {"day": datetime(2020, 1, 2), "kind": None}, ROWS[1] | {"day": datetime(2020, 1, 3), "kind": "a"}]
     data = mirror(tmp_path / "mirror", "own/dated", "default", rows)
@@ -144,7 +124,7 @@ def refused(cli, *arguments):
 
 
 def test_a_mirror_given_a_level_too_high_is_pointed_to(tmp_path, cli):
-    include = task(tmp_path / "tasks", "here", "own/here", "default")
+    include = write_hub_task(tmp_path / "tasks", "here", "own/here", "default")
     data = mirror(tmp_path / "all" / "hub", "own/here", "default", ROWS)
     said = refused(cli, "--tasks", "here", "--include-path", include, "--data-dir", tmp_path / "all")
     assert f"It is in --data-dir {data}." in said
@@ -153,14 +133,14 @@ def test_a_mirror_given_a_level_too_high_is_pointed_to(tmp_path, cli):
 
 
 def test_what_a_mirror_lacks_comes_with_the_command_that_gets_it(tmp_path, cli):
-    include = task(tmp_path / "tasks", "later", "own/later", "default")
+    include = write_hub_task(tmp_path / "tasks", "later", "own/later", "default")
     (tmp_path / "hub").mkdir()
     said = refused(cli, "--tasks", "later", "--include-path", include, "--data-dir", tmp_path / "hub")
     assert f"`bfpo_bench data fetch --tasks later --to {tmp_path / 'hub'}`, or give --skip-missing" in said
 
 
 def test_a_mirror_without_a_record_is_told_that_its_bytes_are_not_checked(tmp_path, cli):
-    include = task(tmp_path / "tasks", "here", "own/here", "default")
+    include = write_hub_task(tmp_path / "tasks", "here", "own/here", "default")
     data = mirror(tmp_path / "hub", "own/here", "default", ROWS)
     command = ("run", "--model", "smollm2-135m", "--tasks", "here", "--include-path", include, "--dry-run")
     assert "has no bfpo_data.json" in cli(*command, "--data-dir", data).stderr

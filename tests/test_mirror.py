@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import shared_folder
 from hub import Hub
+from own_tasks import write_hub_task
 
 from bfpo_bench.__main__ import main
 from bfpo_bench.config import run_spec
@@ -45,31 +46,6 @@ from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.run import load_task_samples, make_plan
 from bfpo_bench.types import TaskSpec
 
-YAML = """
-task: {name}
-tag: [bfpo_sums]
-dataset_path: {repo}
-dataset_name: {config}
-dataset_kwargs: {{revision: {revision}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}\\nAnswer:"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list: [{{metric: acc}}]
-metadata:
-  version: 1.0
-  bfpo:
-    axis: capability
-    metric: acc
-    source: {repo}
-    revision: {revision}
-    licence: MIT
-    n: {n}
-    columns: [{columns}]
-    files: {files}
-    gated: {gated}
-"""
 CARD = """---
 license: mit
 configs:
@@ -139,16 +115,6 @@ def spec(**fields) -> TaskSpec:
         "columns": ("question", "choices", "answer"),
     }
     return TaskSpec(**{**known, **fields})
-
-
-def add_task(folder, name, repo="own/sums", config="even", *, revision="main", files="[]", gated="null", n=6):
-    folder.mkdir(exist_ok=True)
-    columns = "question, choices, answer"
-    text = YAML.format(
-        name=name, repo=repo, config=config, revision=revision, columns=columns, files=files, gated=gated, n=n
-    )
-    (folder / f"{name}.yaml").write_text(text)
-    return folder
 
 
 @pytest.fixture
@@ -230,7 +196,7 @@ def refusal(mirror, *specs) -> str:
 
 def test_a_set_is_fetched_at_its_revision_and_only_what_the_task_needs(data_process, hub, tmp_path):
     commit = hub.add("own/sums", SUMS)
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
     done = data_process("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror)
     assert done.returncode == 0, done.stderr
     assert {name: (mirror / "own/sums" / name).read_bytes() for name in ("README.md", *EVEN)} == {
@@ -248,7 +214,7 @@ def test_a_set_is_fetched_at_its_revision_and_only_what_the_task_needs(data_proc
 
 def test_what_was_fetched_is_what_datasets_loads_though_the_card_promises_more(data, hub, tmp_path):
     hub.add("own/sums", SUMS)
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
     assert data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror).returncode == 0
     specs = resolve_tasks(load_registry([include]), tasks=["sums_even"])
     check_mirror(mirror, specs)
@@ -260,7 +226,7 @@ def test_what_was_fetched_is_what_datasets_loads_though_the_card_promises_more(d
 
 def test_some_files_of_a_set_are_enough_where_a_task_names_them(data, hub, tmp_path):
     hub.add("own/sums", SUMS)
-    include, mirror = add_task(tmp_path / "tasks", "sums_even", files='["even/test-*"]'), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even", files='["even/test-*"]'), tmp_path / "mirror"
     assert data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror).returncode == 0
     assert not (mirror / "own/sums/even/train-00000-of-00001.parquet").exists()
     samples, missing = load_samples(resolve_tasks(load_registry([include]), tasks=["sums_even"]), data_dir=mirror)
@@ -269,7 +235,7 @@ def test_some_files_of_a_set_are_enough_where_a_task_names_them(data, hub, tmp_p
 
 def test_a_fetch_that_is_killed_in_the_middle_is_refused_and_resumes(data, environment, hub, tmp_path):
     commit = hub.add("own/sums", SUMS)
-    include, mirror = add_task(tmp_path / "tasks", "sums_even", revision=commit), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even", revision=commit), tmp_path / "mirror"
     hub.stall = BIG
     arguments = ["data", "fetch", "--tasks", "sums_even", "--include-path", str(include), "--to", str(mirror)]
     process = subprocess.Popen(
@@ -304,7 +270,7 @@ def test_a_fetch_that_is_killed_in_the_middle_is_refused_and_resumes(data, envir
 def test_a_connection_that_breaks_is_made_again(data, hub, tmp_path):
     hub.add("own/sums", SUMS)
     hub.cut_once = BIG
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
     done = data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror)
     assert done.returncode == 0, done.stderr
     assert hub.downloads.count(f"own/sums/{BIG}") == 2
@@ -314,7 +280,7 @@ def test_a_connection_that_breaks_is_made_again(data, hub, tmp_path):
 def test_a_file_that_arrives_changed_is_not_taken(data, hub, tmp_path):
     hub.add("own/sums", SUMS)
     hub.garble = BIG
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
     done = data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror)
     assert done.returncode == 3
     assert f"not fetched: own/sums: {BIG} did not arrive as the hub lists it" in done.stderr
@@ -326,7 +292,7 @@ def test_a_file_that_arrives_changed_is_not_taken(data, hub, tmp_path):
 
 def test_a_damaged_file_is_fetched_again_and_only_it(data, hub, tmp_path):
     hub.add("own/sums", SUMS)
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
     fetch = ("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror)
     assert data(*fetch).returncode == 0
     flip(mirror / "own/sums" / BIG)
@@ -340,8 +306,8 @@ def test_a_gated_set_says_where_to_accept_what_and_the_others_are_fetched(data, 
     hub.add("own/sums", SUMS)
     hub.add("own/secret", SUMS)
     hub.gated["own/secret"] = "hf_loopback"
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
-    add_task(include, "secret_even", "own/secret", gated="https://huggingface.co/datasets/own/secret")
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    write_hub_task(include, "secret_even", "own/secret", gated="https://huggingface.co/datasets/own/secret")
     fetch = ("fetch", "--suite", "sums", "--include-path", include, "--to", mirror)
     done = data_process(*fetch)
     assert done.returncode == 3
@@ -361,7 +327,7 @@ def test_a_gated_set_says_where_to_accept_what_and_the_others_are_fetched(data, 
 def test_a_set_that_the_hub_gates_without_the_task_knowing_is_told_too(data, hub, tmp_path):
     hub.add("own/sums", SUMS)
     hub.gated["own/sums"] = "hf_loopback"
-    include = add_task(tmp_path / "tasks", "sums_even")
+    include = write_hub_task(tmp_path / "tasks", "sums_even")
     done = data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", tmp_path / "mirror")
     assert done.returncode == 3
     assert "https://huggingface.co/datasets/own/sums" in done.stderr
@@ -370,12 +336,12 @@ def test_a_set_that_the_hub_gates_without_the_task_knowing_is_told_too(data, hub
 def test_a_loading_script_is_pointed_to_the_hub_s_conversion(data, hub, tmp_path):
     hub.add("own/sums", {"README.md": b"# Sums\n", "sums.py": SUMS["sums.py"], "sums.zip": b"PK"})
     converted = hub.add("own/sums", {"even/test/0000.parquet": parquet(0, 6)}, branch="refs/convert/parquet")
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
     done = data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror)
     assert done.returncode == 3
     assert "loading script, sums.py" in done.stderr and "refs/convert/parquet" in done.stderr
     assert not (mirror / "own").exists()
-    add_task(include, "sums_even", revision="refs/convert/parquet")
+    write_hub_task(include, "sums_even", revision="refs/convert/parquet")
     done = data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror)
     assert done.returncode == 0, done.stderr
     assert read_record(mirror)["own/sums"].revision == converted
@@ -384,8 +350,8 @@ def test_a_loading_script_is_pointed_to_the_hub_s_conversion(data, hub, tmp_path
 
 def test_a_set_or_a_revision_that_the_hub_has_not_is_named(data, hub, tmp_path):
     hub.add("own/sums", SUMS)
-    include, mirror = add_task(tmp_path / "tasks", "nowhere", "own/nowhere"), tmp_path / "mirror"
-    add_task(include, "old", revision="f" * 40)
+    include, mirror = write_hub_task(tmp_path / "tasks", "nowhere", "own/nowhere"), tmp_path / "mirror"
+    write_hub_task(include, "old", revision="f" * 40)
     done = data("fetch", "--suite", "sums", "--include-path", include, "--to", mirror)
     assert done.returncode == 3
     assert "own/nowhere: the hub has no such data set" in done.stderr
@@ -396,10 +362,10 @@ def test_another_revision_replaces_the_files_of_the_one_before(data, hub, tmp_pa
     first = hub.add("own/sums", SUMS)
     parts = {name.replace("-of-00002", "-of-00002-0123456789abcdef"): SUMS[name] for name in EVEN if "of-00002" in name}
     second = hub.add("own/sums", {"README.md": SUMS["README.md"], EVEN[2]: SUMS[EVEN[2]], **parts})
-    include, mirror = add_task(tmp_path / "tasks", "sums_even", revision=first), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even", revision=first), tmp_path / "mirror"
     fetch = ("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror)
     assert data(*fetch).returncode == 0
-    add_task(include, "sums_even", revision=second)
+    write_hub_task(include, "sums_even", revision=second)
     with pytest.raises(TaskError, match=f"recorded at revision {first}, but task 'sums_even' is pinned to {second}"):
         check_mirror(mirror, resolve_tasks(load_registry([include]), tasks=["sums_even"]))
     done = data(*fetch)
@@ -411,14 +377,14 @@ def test_another_revision_replaces_the_files_of_the_one_before(data, hub, tmp_pa
 def test_a_long_listing_comes_in_pages(data, hub, tmp_path):
     hub.page = 2
     hub.add("own/sums", SUMS)
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
     assert data("fetch", "--tasks", "sums_even", "--include-path", include, "--to", mirror).returncode == 0
     assert sorted(read_record(mirror)["own/sums"].files) == sorted(["README.md", *EVEN])
 
 
 def test_without_a_hub_the_line_says_so_and_nothing_is_left(data, hub, tmp_path):
-    include, mirror = add_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
-    add_task(include, "other", "own/other")
+    include, mirror = write_hub_task(tmp_path / "tasks", "sums_even"), tmp_path / "mirror"
+    write_hub_task(include, "other", "own/other")
     fetch = ("fetch", "--suite", "sums", "--include-path", include, "--to", mirror)
     done = data(*fetch, HF_ENDPOINT="http://127.0.0.1:1")
     assert done.returncode == 3
@@ -432,8 +398,8 @@ def test_without_a_hub_the_line_says_so_and_nothing_is_left(data, hub, tmp_path)
 
 
 def test_two_revisions_of_one_repository_do_not_fit_into_one_mirror(data, tmp_path):
-    include = add_task(tmp_path / "tasks", "one", revision="1" * 40)
-    add_task(include, "two", config="odd", revision="2" * 40)
+    include = write_hub_task(tmp_path / "tasks", "one", revision="1" * 40)
+    write_hub_task(include, "two", config="odd", revision="2" * 40)
     done = data("fetch", "--suite", "sums", "--include-path", include, "--to", tmp_path / "mirror")
     assert done.returncode == 2
     assert f"own/sums is wanted at two revisions (one at {'1' * 40}, two at {'2' * 40})" in done.stderr
@@ -547,7 +513,7 @@ def test_a_record_that_cannot_be_read_is_named(mirror):
     ids=["flipped byte", "truncated", "missing column", "wrong row count"],
 )
 def test_a_run_refuses_damage_even_with_skip_missing(mirror, tmp_path, body, said):
-    include = add_task(tmp_path / "tasks", "sums_even")
+    include = write_hub_task(tmp_path / "tasks", "sums_even")
     path = mirror / "own/sums" / BIG
     path.write_bytes(body(path.read_bytes()))
     flags = {"model": "smollm2-135m", "tasks": "sums_even", "include_path": [str(include)], "data_dir": str(mirror)}
@@ -558,7 +524,7 @@ def test_a_run_refuses_damage_even_with_skip_missing(mirror, tmp_path, body, sai
 
 
 def test_the_command_line_refuses_damage_before_it_loads_a_model(cli, mirror, tmp_path):
-    include = add_task(tmp_path / "tasks", "sums_even")
+    include = write_hub_task(tmp_path / "tasks", "sums_even")
     flip(mirror / "own/sums" / BIG)
     command = ["run", "--model", "smollm2-135m", "--tasks", "sums_even", "--include-path", include, "--dry-run"]
     done = cli(*command, "--data-dir", mirror, "--skip-missing", "--out", tmp_path / "run")
@@ -572,7 +538,7 @@ def test_the_command_line_refuses_damage_before_it_loads_a_model(cli, mirror, tm
 
 
 def test_verify_names_each_wrong_file_and_what_no_record_names(cli, mirror, tmp_path):
-    include = add_task(tmp_path / "tasks", "sums_even")
+    include = write_hub_task(tmp_path / "tasks", "sums_even")
     flip(mirror / "own/sums" / BIG)
     (mirror / "own/sums" / EVEN[0]).unlink()
     write(mirror, {"notes.txt": b"mine\n"})
@@ -615,10 +581,10 @@ def test_record_does_not_bless_what_differs_from_an_earlier_record(mirror):
 
 
 def test_the_list_says_what_there_is_and_what_the_mirror_has(cli, mirror, tmp_path):
-    include = add_task(
+    include = write_hub_task(
         tmp_path / "tasks", "sums_even", revision="1" * 40, gated="https://huggingface.co/datasets/own/sums"
     )
-    add_task(include, "sums_far", "own/far", n=77)
+    write_hub_task(include, "sums_far", "own/far", n=77)
     done = cli("data", "list", "--suite", "sums", "--include-path", include, "--data-dir", mirror)
     assert done.returncode == 0, done.stderr
     _, far, sums, terms = done.stdout.splitlines()

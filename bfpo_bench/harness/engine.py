@@ -29,6 +29,8 @@ _NO_SECRETS = frozenset(
         "use_fast_tokenizer",
     }
 )
+# Of `--engine-args`, what is said to the chat template and not to the engine.
+THINKING_SWITCH = "enable_thinking"
 _API_ARGUMENTS: Mapping[str, type] = {
     "concurrency": int,
     "attempts": int,
@@ -74,7 +76,7 @@ def api_endpoint(spec: ModelSpec) -> Endpoint:
     """Where and how insistently an `openai:` model is asked, from its engine arguments."""
     limits: dict[str, Any] = {}
     for key, value in spec.engine_args.items():
-        if key == "enable_thinking":
+        if key == THINKING_SWITCH:
             continue  # goes into each request
         if key not in _API_ARGUMENTS:
             raise ConfigError(f"--engine-args: {did_you_mean('argument of engine openai', key, _API_ARGUMENTS)}")
@@ -87,6 +89,11 @@ def api_endpoint(spec: ModelSpec) -> Endpoint:
         return Endpoint(base_url=base_url, key_names=API_KEY_NAMES, **limits)
     except ValueError as error:
         raise ConfigError(f"--engine-args: {error}.") from error
+
+
+def engine_settings(spec: ModelSpec) -> dict[str, Any]:
+    """The engine's own arguments as Python values."""
+    return {key: typed(value) for key, value in spec.engine_args.items() if key != THINKING_SWITCH}
 
 
 def typed(value: str) -> Any:

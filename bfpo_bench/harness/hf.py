@@ -18,9 +18,9 @@ from bfpo_bench.harness.engine import (
     batches,
     choice_output,
     end_of_turn_ids,
+    engine_settings,
     prompt_sha,
     sample_seed,
-    typed,
     within,
 )
 from bfpo_bench.harness.rendering import Renderer, decoded, thinking_tokens
@@ -37,8 +37,7 @@ class HFEngine:
     """transformers on CPU or GPU through lm-eval's HFLM."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        settings = {key: typed(value) for key, value in spec.engine_args.items()}
-        settings.pop("enable_thinking", None)
+        settings = engine_settings(spec)
         batch_size = settings.pop("batch_size", None)
         settings.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         settings.setdefault("dtype", "auto")

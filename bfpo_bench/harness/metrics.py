@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import defaultdict
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from bfpo_bench.errors import JudgeError, TaskError
+from bfpo_bench.errors import JudgeError
 from bfpo_bench.harness.prompts import quiet, task_config
 from bfpo_bench.types import LM_EVAL_JUDGE, JudgeItem, TaskSpec, Verdict
 
@@ -53,8 +52,6 @@ class LMEvalMetrics:
 
         try:
             metrics = plain(task.process_results(item.sample.meta["doc"], _results(spec, task, item)))
-        except TaskError:
-            raise
         except Exception as error:
             # A task's code may fail on one odd answer; plain lm-eval would lose the whole run there.
             return verdict(unscored="metric", detail=f"{type(error).__name__}: {error}")
@@ -127,7 +124,7 @@ def _task_without_data(spec: TaskSpec, profile: str, doc: Mapping[str, Any]) -> 
         # IFEval's language check draws at random unless told otherwise.
         langdetect.DetectorFactory.seed = 0
     split = config.get("test_split") or config.get("validation_split")
-    rows = datasets.DatasetDict({split: datasets.Dataset.from_list([json.loads(json.dumps(doc))])})
+    rows = datasets.DatasetDict({split: datasets.Dataset.from_list([dict(doc)])})
     # Metrics need no examples, and the splits that hold them are not here.
     unused = {"process_docs": None, "training_split": None, "fewshot_split": None, "num_fewshot": 0}
     return ConfigurableTask(config={**config, **unused, "custom_dataset": lambda **_: rows})

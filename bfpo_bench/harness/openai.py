@@ -19,7 +19,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from bfpo_bench.endpoint import DEFAULT_BASE_URL, EndpointError, Reply, ask_all, one_line, redact
 from bfpo_bench.errors import EngineError
-from bfpo_bench.harness.engine import api_endpoint, choice_output, prompt_sha, sample_seed
+from bfpo_bench.harness.engine import THINKING_SWITCH, api_endpoint, choice_output, prompt_sha, sample_seed
 from bfpo_bench.harness.rendering import thinking_switch, with_system_prompt
 from bfpo_bench.types import Failure, ModelSpec, Output, Sample
 
@@ -82,7 +82,7 @@ class OpenAIEngine:
         )
         if (thinking := thinking_switch(self._spec)) is not None:
             # vLLM and SGLang hand this to the template; OpenAI's own server knows no such thing.
-            payload["chat_template_kwargs"] = {"enable_thinking": thinking}
+            payload["chat_template_kwargs"] = {THINKING_SWITCH: thinking}
         if self._official:
             # OpenAI's own newer models refuse the old name, and all of them take the new one.
             payload["max_completion_tokens"] = payload.pop("max_tokens")

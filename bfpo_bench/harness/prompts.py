@@ -15,7 +15,7 @@ from typing import Any
 
 from bfpo_bench.errors import TaskError, did_you_mean
 from bfpo_bench.registry import profile_overrides
-from bfpo_bench.types import LM_EVAL_JUDGE, Message, Sample, TaskSpec, sample_id
+from bfpo_bench.types import LM_EVAL_JUDGE, NLTK_DATA, Message, Sample, TaskSpec, sample_id
 
 # lm-eval's default.
 _FEWSHOT_SEED = 1234
@@ -65,7 +65,7 @@ class _DataMissing(Exception):
 
 def use_nltk_data(data_dir: Path | None) -> None:
     """Let nltk look in a mirror's `nltk_data` too: lm-eval's IFEval would ask the network when it is imported."""
-    if data_dir is not None and (folder := data_dir / "nltk_data").is_dir():
+    if data_dir is not None and (folder := data_dir / NLTK_DATA).is_dir():
         import nltk
 
         if str(folder) not in nltk.data.path:
@@ -85,7 +85,7 @@ def _lacks_nltk_data(spec: TaskSpec, data_dir: Path | None) -> str | None:
             with contextlib.suppress(OSError):
                 nltk.download(name, quiet=True)
         if not _has_nltk_data(resource):
-            folder = "DIR" if data_dir is None else data_dir / "nltk_data"
+            folder = "DIR" if data_dir is None else data_dir / NLTK_DATA
             return f"nltk's {name} is not here; get it with: python -m nltk.downloader -d {folder} {name}"
     return None
 

@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from bfpo_bench.errors import ConfigError, EngineError
-from bfpo_bench.harness.engine import prompt_sha, template_warning, wants_template
+from bfpo_bench.harness.engine import THINKING_SWITCH, prompt_sha, template_warning, wants_template
 from bfpo_bench.thinking import TAGS
 from bfpo_bench.types import Message, ModelSpec, Sample
 
 History = list[dict[str, str]]
-_THINKING_SWITCH = "enable_thinking"
 
 
 class Renderer:
@@ -23,7 +22,7 @@ class Renderer:
         self._spec = spec
         self._tokenizer = tokenizer
         thinking = thinking_switch(spec)
-        self._arguments: Mapping[str, Any] = {} if thinking is None else {_THINKING_SWITCH: thinking}
+        self._arguments: Mapping[str, Any] = {} if thinking is None else {THINKING_SWITCH: thinking}
         self.use_template = wants_template(spec, tokenizer)
         # A system prompt that the template drops would be another experiment than the one that was asked for.
         if spec.system_prompt is not None and self.use_template and not self._says(spec.system_prompt):
@@ -122,11 +121,11 @@ def thinking_switch(spec: ModelSpec) -> bool | None:
 
     Not handed to lm-eval's classes: with it on they refuse choice tasks, and they cut thoughts off unseen.
     """
-    value = spec.engine_args.get(_THINKING_SWITCH)
+    value = spec.engine_args.get(THINKING_SWITCH)
     if value is None:
         return None
     if value.lower() not in ("true", "false"):
-        raise ConfigError(f"--engine-args {_THINKING_SWITCH} must be true or false, got {value!r}.")
+        raise ConfigError(f"--engine-args {THINKING_SWITCH} must be true or false, got {value!r}.")
     return value.lower() == "true"
 
 

@@ -16,9 +16,9 @@ from vllm.engine.arg_utils import EngineArgs
 from bfpo_bench.harness.engine import (
     HAND_OVER_S,
     end_of_turn_ids,
+    engine_settings,
     prompt_sha,
     sample_seed,
-    typed,
     within,
 )
 from bfpo_bench.harness.lora import check_choices, lora_settings
@@ -34,8 +34,7 @@ class VLLMEngine:
     """vLLM's offline engine through lm-eval's VLLM class, with continuous batching across the whole run."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        settings = {key: typed(value) for key, value in spec.engine_args.items()}
-        settings.pop("enable_thinking", None)
+        settings = engine_settings(spec)
         if spec.adapter is not None:
             known = {field.name for field in dataclasses.fields(EngineArgs)} | {"lora_local_path"}
             settings |= {key: value for key, value in lora_settings(spec.adapter).items() if key in known}
