@@ -1,7 +1,8 @@
-"""The one client for OpenAI-compatible servers: payloads in, replies out; knows nothing of judges or models under test.
+"""The one HTTP client: payloads in, replies out; knows nothing of judges or models under test.
 
-Every wait is bounded: an attempt by `request_timeout_s`, a request with its retries by `total_s`, the call by `call_s`.
-Keys come from the environment alone and leave it only in the Authorization header. Seen with openai 3.54 (httpx2 2.16).
+It speaks to OpenAI-compatible servers, and to Google's Perspective in the same way. Every wait is bounded: an attempt
+by `request_timeout_s`, a request with its retries by `total_s`, the call by `call_s`. Keys come from the environment
+alone and leave it only in one header, never in a URL. Seen with openai 3.54 (httpx2 2.16).
 """
 
 from __future__ import annotations
@@ -26,21 +27,45 @@ from bfpo_bench.errors import BenchError
 from bfpo_bench.types import Unscored
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, Omit
 
-Path = Literal["chat", "completions"]
+Path = Literal["chat", "completions", "perspective"]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 PLACEHOLDER_KEY = "none-set"
-PATHS: Mapping[Path, str] = {"chat": "/chat/completions", "completions": "/completions"}
+PATHS: Mapping[Path, str] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "perspective": "/comments:analyze",
+}
+# These hosts answer nobody without a key.
+KEYED_HOSTS = frozenset({"api.openai.com", "commentanalyzer.googleapis.com"})
 # Asking again cannot help, and the next request would end the same way: the whole call ends.
-FATAL_STATUS = frozenset({401, 402, 404, 405, 407, *range(300, 400)})
+FATAL_STATUS = frozenset({401, 402, 404, 405, 407, 410, *range(300, 400)})
+FATAL_CODES = frozenset({"insufficient_quota", "API_KEY_INVALID"})
 TRANSIENT_STATUS = frozenset({408, 409, 425})
 # So many refusals of single requests before a first answer mean that the server refuses them all.
 REJECTIONS_BEFORE_ANY_ANSWER = 10
 MAX_BACKOFF_S = 30.0
 DETAIL_LENGTH = 200
 
+_BEARER = "Authorization"
+# What a reply must hold to be one, by its name and kind.
+_CONTENT: Mapping[Path, tuple[str, type]] = {
+    "chat": ("choices", list),
+    "completions": ("choices", list),
+    "perspective": ("attributeScores", dict),
+}
+# Why a server will not have one request, by what it calls the error: OpenAI's names, then Perspective's.
+_REFUSALS: Mapping[str, Unscored] = {
+    "content_filter": "refusal",
+    "content_policy_violation": "refusal",
+    "context_length_exceeded": "too_long",
+    "COMMENT_TOO_LONG": "too_long",
+    "COMMENT_EMPTY": "refusal",
+    "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE": "refusal",
+    "LANGUAGE_DETECTION_FAILED": "refusal",
+}
 _SECRET_NAME = re.compile(r".*(_API_KEY|_TOKEN|_SECRET)", re.IGNORECASE)
 _SECRET_QUERY = re.compile(r"key|token|secret|passw|auth|credential|signature|^sig$", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 8
@@ -70,10 +95,16 @@ def one_line(text: object, *, limit: int = DETAIL_LENGTH) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where to ask and how long to insist; `base_url=None` is OpenAI's own host, whatever OPENAI_BASE_URL says."""
+    """Where to ask and how long to insist; `base_url=None` is OpenAI's own host, whatever OPENAI_BASE_URL says.
+
+    `per_second` is the most attempts a second, retries included, over all requests in flight; None: no pacing. The key
+    goes out as `Authorization: Bearer KEY`, or alone in another `key_header`.
+    """
 
     base_url: str | None
     key_names: tuple[str, ...]
+    key_header: str = _BEARER
+    per_second: float | None = None
     concurrency: int = 16
     attempts: int = 6
     request_timeout_s: float = 120.0
@@ -86,6 +117,8 @@ class Endpoint:
             raise ValueError(f"concurrency and attempts must be at least 1, got {self.concurrency}, {self.attempts}")
         if min(self.request_timeout_s, self.total_s, self.call_s) <= 0 or self.backoff_s < 0:
             raise ValueError("time limits must be positive")
+        if self.per_second is not None and not 0 < self.per_second < math.inf:
+            raise ValueError(f"per_second must be a number above 0, got {self.per_second}")
         unknown = [name for name in self.key_names if not _SECRET_NAME.fullmatch(name)]
         if unknown:  # redact() would not know them
             raise ValueError(f"key names end in _API_KEY, _TOKEN or _SECRET, got {unknown}")
@@ -168,6 +201,31 @@ class _Attempt:
     unopened: bool = False
 
 
+class _Pace:
+    """Turns at least `1 / per_second` apart, first come first served; without a rate everybody's turn is now."""
+
+    def __init__(self, per_second: float | None) -> None:
+        self._gap = None if per_second is None else 1.0 / per_second
+        self._next = -math.inf
+        self._queue = asyncio.Lock()
+
+    async def turn(self, deadline: float) -> bool:
+        """Wait for a turn; False, as soon as it is known, where there is none before the deadline."""
+        if self._gap is None:
+            return True
+        async with self._queue:
+            while (wait := self._next - time.monotonic()) > 0:  # somebody may be told to slow down meanwhile
+                if self._next >= deadline:
+                    return False
+                await asyncio.sleep(wait)
+            self._next = time.monotonic() + self._gap
+        return True
+
+    def hold(self, seconds: float) -> None:
+        """No turn for so long: the quota is one for all requests."""
+        self._next = max(self._next, time.monotonic() + seconds)
+
+
 class _Caller:
     """The requests in flight, at most `concurrency`, and what they have learned together about the server."""
 
@@ -182,10 +240,12 @@ class _Caller:
     ) -> None:
         self._endpoint = endpoint
         self._source = iter(enumerate(payloads))
-        self._path = PATHS[path]
+        self._path: Path = path
         self._seed = seed
         self._again = again
         self._client = _client(endpoint)
+        self._headers = _headers(endpoint)
+        self._pace = _Pace(endpoint.per_second)
         self._tasks: set[asyncio.Task[tuple[int, Reply]]] = set()
         self._deadline = time.monotonic() + endpoint.call_s
         self._heard = -math.inf  # when the server last sent any HTTP status
@@ -229,9 +289,11 @@ class _Caller:
 
     async def _insist(self, index: int, payload: Mapping[str, Any]) -> Reply:
         """Ask until answered, refused, or out of attempts or time; a 429 costs time, not attempts."""
+        reply = Reply(failure="timeout", detail=f"the call's time cap of {self._endpoint.call_s:g} s was reached")
+        if not await self._pace.turn(self._deadline):
+            return reply
         started = time.monotonic()
         deadline = min(started + self._endpoint.total_s, self._deadline)
-        reply = Reply(failure="timeout", detail=f"the call's time cap of {self._endpoint.call_s:g} s was reached")
         jitter = random.Random(f"{self._seed}:{index}")
         faults = rate_limits = 0
         unopened = True
@@ -249,13 +311,23 @@ class _Caller:
             wait = self._wait(attempt, rate_limits if limited else faults, jitter)
             if faults >= self._endpoint.attempts or time.monotonic() + wait >= deadline:
                 break
+            if limited:
+                self._pace.hold(wait)
             await asyncio.sleep(wait)
+            if not await self._pace.turn(deadline):
+                break
         # The server is down where a request spent all it had on connections that never opened, and no other request
         # was heard in that time; the requests still to come would each spend as much.
         if unopened and reply.attempts and self._heard < started:
             raise EndpointError(
                 f"No server answers at {self._endpoint.url}: {reply.attempts} attempts to connect failed "
                 f"({reply.detail}). Check the base URL and that the server runs."
+            )
+        # Within its pace and for so long, a key with any quota would have been answered once.
+        if self._endpoint.per_second is not None and reply.failure == "rate_limit" and not (faults or self._answers):
+            raise EndpointError(
+                f"The server at {self._endpoint.url} answers 429 alone, {reply.attempts} times to one request: "
+                f"{reply.detail}. Check the quota of the key in {self._key_names}."
             )
         return reply
 
@@ -271,11 +343,11 @@ class _Caller:
         try:
             async with asyncio.timeout(timeout):
                 response = await self._client.post(
-                    self._path,
+                    PATHS[self._path],
                     body=dict(payload),
                     cast_to=HttpxBinaryResponseContent,
                     # A POST must not turn into a GET, nor the prompts go to another host.
-                    options={"follow_redirects": False},
+                    options={"follow_redirects": False, "headers": self._headers},
                 )
         except APIStatusError as error:
             self._heard = time.monotonic()
@@ -304,15 +376,20 @@ class _Caller:
             body = json.loads(content)
         except (ValueError, RecursionError):
             return _Attempt(reply=Reply(failure="api", detail="the reply is not JSON"))
-        if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
-            detail = one_line(f"the reply has no choices: {content[: DETAIL_LENGTH * 4].decode('utf-8', 'replace')}")
+        key, kind = _CONTENT[self._path]
+        if not isinstance(body, dict) or not isinstance(body.get(key), kind) or not body[key]:
+            detail = one_line(f"the reply has no {key}: {content[: DETAIL_LENGTH * 4].decode('utf-8', 'replace')}")
             return _Attempt(reply=Reply(failure="api", detail=detail))
         self._answers += 1
         return _Attempt(reply=Reply(body=body), final=True)
 
     def _status(self, status: int, headers: Mapping[str, str], body: object, text: str) -> _Attempt:
         code = str(body.get("code") or "") if isinstance(body, Mapping) else ""
-        if status in FATAL_STATUS or code == "insufficient_quota" or (status == 403 and not self._answers):
+        if googles := _google_code(body):
+            code, text = googles, one_line(f"{googles}: {text}")
+        # Google's speaks of the key; another's may be a filter's word on one request, where others were answered.
+        forbidden = status == 403 and (self._path == "perspective" or not self._answers)
+        if status in FATAL_STATUS or code in FATAL_CODES or forbidden:
             raise EndpointError(self._why_fatal(status, text))
         if status == 429:
             return _Attempt(reply=Reply(failure="rate_limit", detail=text), wait_s=retry_after(headers))
@@ -323,9 +400,9 @@ class _Caller:
 
     def _refusal(self, code: str, text: str) -> Unscored | Literal["rejected"]:
         """Why the server will not take this one request; 403 comes here only where others were answered."""
-        if code in ("content_filter", "content_policy_violation"):
-            return "refusal"
-        if code == "context_length_exceeded" or re.search(r"max(imum)?[ _](context|model)[ _]len", text, re.IGNORECASE):
+        if code in _REFUSALS:
+            return _REFUSALS[code]
+        if re.search(r"max(imum)?[ _](context|model)[ _]len", text, re.IGNORECASE):
             return "too_long"
         self._rejections += 1
         if not self._answers and self._rejections >= REJECTIONS_BEFORE_ANY_ANSWER:
@@ -334,15 +411,30 @@ class _Caller:
             )
         return "rejected"
 
+    @property
+    def _key_names(self) -> str:
+        return " or ".join(self._endpoint.key_names) or "a key"
+
     def _why_fatal(self, status: int, text: str) -> str:
-        names = " or ".join(self._endpoint.key_names) or "a key"
         remedy = {
-            401: f"Check the key in {names}.",
-            403: f"Check what the key in {names} may do.",
+            400: f"Check the key in {self._key_names}.",
+            401: f"Check the key in {self._key_names}.",
+            403: f"Check what the key in {self._key_names} may do.",
             404: "Check the model's name and the base URL (it usually ends in /v1).",
             429: "The account has no quota left.",
         }.get(status, "Check the base URL.")
+        if status == 404 and self._path == "perspective":
+            remedy = "Check the base URL (it ends in /v1alpha1)."
         return f"The server at {self._endpoint.url} answered {status}: {text}. {remedy}"
+
+
+def _google_code(body: object) -> str:
+    """Google's name of an error, in its details: Perspective's `errorType`, or any API's `reason`; empty if none."""
+    details = body.get("details") if isinstance(body, Mapping) else None
+    for detail in details if isinstance(details, list) else []:
+        if isinstance(detail, Mapping) and (name := detail.get("errorType") or detail.get("reason")):
+            return str(name)
+    return ""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -359,14 +451,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _key(endpoint: Endpoint) -> str:
-    """The first variable that is set; OpenAI's host needs one, a server of one's own usually does not."""
+    """The first variable that is set; some hosts need one, a server of one's own usually does not."""
     for name in endpoint.key_names:
         key = os.environ.get(name, "").strip()
         if key and not (key.isascii() and key.isprintable()):  # the HTTP library would quote it in its error
             raise EndpointError(f"The key in {name} holds characters that no HTTP header can carry.")
         if key:
             return key
-    if urlsplit(endpoint.url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
+    if urlsplit(endpoint.url).hostname in KEYED_HOSTS:
         raise EndpointError(f"No API key for {endpoint.url}: set {' or '.join(endpoint.key_names)}.")
     return PLACEHOLDER_KEY
 
@@ -376,13 +468,29 @@ def _client(endpoint: Endpoint) -> AsyncOpenAI:
 
     # Below the attempt's own limit, or a host that swallows packets would look like a slow one.
     timeout = Timeout(endpoint.request_timeout_s, connect=min(10.0, 0.8 * endpoint.request_timeout_s))
-    client = AsyncOpenAI(api_key=_key(endpoint), base_url=endpoint.url, timeout=timeout, max_retries=0)
+    bearer = endpoint.key_header == _BEARER
+    client = AsyncOpenAI(
+        # Never None, or it would be read from OPENAI_API_KEY.
+        api_key=_key(endpoint) if bearer else PLACEHOLDER_KEY,
+        base_url=endpoint.url,
+        timeout=timeout,
+        max_retries=0,
+        # The library logs a request's own headers, but not these.
+        default_headers=None if bearer else {endpoint.key_header: _key(endpoint)},
+    )
     if endpoint.base_url is not None:  # read from OPENAI_ORG_ID and OPENAI_PROJECT_ID, of no business elsewhere
         client.organization = None
         client.project = None
     for name in [n for n in logging.root.manager.loggerDict if n.partition(".")[0] in _LOGGING_PACKAGES]:
         logging.getLogger(name).addFilter(_REDACTION)
     return client
+
+
+def _headers(endpoint: Endpoint) -> dict[str, str | Omit]:
+    """A request's own headers: nothing bears the key where another header holds it."""
+    from openai import Omit
+
+    return {} if endpoint.key_header == _BEARER else {_BEARER: Omit()}
 
 
 def _refuse_running_loop() -> None:
