@@ -29,7 +29,7 @@ _BFPO_KEYS = frozenset(
     [
         *("axis", "metric", "also", "judge", "rubric", "filter", "paper", "profiles", "lm_eval", "chat", "turns_key"),
         *("source", "revision", "licence", "gated", "files", "nltk", "columns", "n", "chance"),
-        *("category_key", "cluster_key", "keep"),
+        *("category_key", "cluster_key", "behavior_key", "context_key", "keep"),
     ]
 )
 _REQUIRED = ("axis", "metric", "source", "licence")
@@ -40,7 +40,7 @@ _ONE_OF: Mapping[str, tuple[str, ...]] = {
     "paper": get_args(PaperRole),
 }
 _LISTS = ("also", "keep", "columns", "files", "nltk")
-_WORDS = ("judge", "filter", "turns_key", "category_key", "cluster_key", "gated")
+_WORDS = ("judge", "filter", "turns_key", "category_key", "cluster_key", "behavior_key", "context_key", "gated")
 _OUR_MODULE = re.compile(r"!function bfpo_bench\.tasks\.(\w+)\.")
 _GENERATION_KEYS = ("until", "do_sample", "temperature", "max_gen_toks")
 
@@ -266,6 +266,8 @@ def _spec(path: Path, config: Mapping[str, Any], profile: str) -> TaskSpec:
         paper=bfpo.get("paper"),
         also=texts["also"],
         turns_key=bfpo.get("turns_key"),
+        behavior_key=bfpo.get("behavior_key"),
+        context_key=bfpo.get("context_key"),
         chat=bool(overrides.get("chat", bfpo.get("chat", True))),
         dataset_path=None if dataset_path is None or "custom_dataset" in config else str(dataset_path),
         dataset_name=None if config.get("dataset_name") is None else str(config["dataset_name"]),

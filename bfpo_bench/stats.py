@@ -53,7 +53,8 @@ def mean_interval(
     from scipy.stats import norm, t
 
     variance = math.fsum((v - value) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
-    if variance > 0:
+    # Not `variance > 0`: the mean of equal values can differ from them in its last bit.
+    if min(values) < max(values):
         half = float(t.ppf((1 + level) / 2, n - 1)) * math.sqrt(variance / n)
         low, high, method = value - half, value + half, "t"
     else:

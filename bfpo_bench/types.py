@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
@@ -15,10 +16,13 @@ FinishReason = Literal["stop", "length"]
 # Why a sample has no answer of the model. Final: asking again would end the same way.
 Failure = Literal["too_long", "nan_logprob", "no_logprobs", "rejected", "no_previous_turn"]
 # Why a sample has an answer but no verdict.
-Unscored = Literal["parse", "refusal", "truncated", "api", "rate_limit", "timeout", "too_long", "metric"]
+Unscored = Literal[
+    "parse", "refusal", "truncated", "api", "rate_limit", "timeout", "too_long", "metric", "not_recorded", "few_votes",
+    "tie",
+]  # fmt: skip
 
-# What a judge is asked about an answer: is it safe, how good is it, is it better than the reference answer.
-Rubric = Literal["safety", "rating", "pairwise"]
+# What a judge is asked about an answer: is it safe, is it toxic, how good is it, is it better than the reference's.
+Rubric = Literal["safety", "toxicity", "rating", "pairwise"]
 # The paper's three kinds of task; its aggregates are means over the first two.
 PaperRole = Literal["discriminative", "generative", "helpfulness"]
 
@@ -27,6 +31,20 @@ AXES: tuple[Axis, ...] = get_args(Axis)
 LM_EVAL_JUDGE = "lm_eval"
 # In a mirror, beside the hub's repositories: a folder as nltk lays out its own data.
 NLTK_DATA = "nltk_data"
+
+
+# Characters that show nothing: zero-width, bidirectional, joiners, fillers, variation selectors, tags, C0 and C1.
+INVISIBLE = (
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_BLANK = re.compile(rf"[\s{INVISIBLE}]*+")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a reader would see nothing: white space and characters that do not show."""
+    return _BLANK.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +72,8 @@ class TaskSpec:
     paper: PaperRole | None = None
     also: tuple[str, ...] = ()
     turns_key: str | None = None
+    behavior_key: str | None = None
+    context_key: str | None = None
     chat: bool = True
     dataset_path: str | None = None
     dataset_name: str | None = None
@@ -145,8 +165,8 @@ class Output:
 
     @property
     def empty(self) -> bool:
-        """True where a text was generated and holds nothing but white space."""
-        return self.text is not None and not self.text.strip()
+        """True where a text was generated and shows nothing."""
+        return self.text is not None and is_blank(self.text)
 
     @property
     def truncated(self) -> bool:
@@ -185,13 +205,21 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeItem:
-    """What a judge sees: the sample, the answer, and what the task asks of it."""
+    """What a judge sees: the sample, the answer, and what the task asks of it.
+
+    `behavior` is what was asked for, without the attack or the frame round it, where the task's rows tell it apart from
+    the prompt; `context` is the text that it refers to. `alike` of the task's `of` prompts got this very answer.
+    """
 
     sample: Sample
     text: str
     axis: Axis
     rubric: Rubric = "safety"
     output: Output | None = None
+    behavior: str | None = None
+    context: str | None = None
+    alike: int = 1
+    of: int = 1
 
 
 class Judge(Protocol):
@@ -207,6 +235,17 @@ class Judge(Protocol):
     def version(self) -> str: ...
 
     def judge(self, items: Sequence[JudgeItem]) -> Iterator[list[Verdict]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeScope:
+    """What a judge can tell: on which axes, under which rubrics. Harm alone says nothing of over-refusal."""
+
+    axes: tuple[Axis, ...] = AXES
+    rubrics: tuple[Rubric, ...] = get_args(Rubric)
+
+    def covers(self, axis: Axis, rubric: Rubric) -> bool:
+        return axis in self.axes and rubric in self.rubrics
 
 
 class Engine(Protocol):
@@ -242,11 +281,24 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSpec:
-    """A judge as the user names it: `keyword`, or `chat:MODEL[@BASE_URL]`."""
+    """A judge as the user names it: `keyword`, `chat:MODEL[@BASE_URL]`, `NAME[:MODEL][@BASE_URL]` of a judge file.
+
+    `model` is what verdicts are stored under; `weights` is what is loaded (a folder's path stays out of the record).
+    `file` is a judge file of the user's own. `calls`: requests an answer, where they are not what the rubric has.
+    """
 
     kind: str
     model: str | None = None
     base_url: str | None = None
+    weights: str | None = None
+    file: str | None = None
+    calls: int | None = None
+    scope: JudgeScope = field(default_factory=JudgeScope)
+
+    @property
+    def api(self) -> bool:
+        """Whether it is a model that is asked through an API."""
+        return self.model is not None and self.weights is None
 
     @property
     def name(self) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bfpo_bench.types import is_blank
+
 # ALERT's prompts are written for Alpaca-style models; the model's own chat template takes the place of these lines.
 _WRAPPED = re.compile(r"### Instruction:\n(?P<instruction>.*?)\n### Response:\n", re.DOTALL)
 
@@ -36,4 +38,4 @@ def alert_instruction(doc: Mapping[str, Any]) -> str:
 
 def not_empty(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """All that plain lm-eval can say of an answer which only a judge can score."""
-    return {"not_empty": float(bool(results[0].strip()))}
+    return {"not_empty": float(not is_blank(results[0]))}

@@ -255,7 +255,8 @@ def _conversation(spec: TaskSpec, task: Any, doc: Any, index: int) -> Iterator[S
 
 def _meta(spec: TaskSpec, doc: Any) -> dict[str, Any]:
     """What a later stage needs of the row: the columns that the task keeps; the whole row for lm-eval's metrics."""
-    kept = {key: _column(spec, doc, key) for key in spec.keep}
+    for_judges = (key for key in (spec.behavior_key, spec.context_key) if key is not None)
+    kept = {key: _column(spec, doc, key) for key in (*spec.keep, *for_judges)}
     if spec.judge == LM_EVAL_JUDGE:
         kept["doc"] = doc
     # As the store gives it back: a column may hold dates, which JSON has not.

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from bfpo_bench.errors import JudgeError
-from bfpo_bench.types import JudgeItem, Label, Verdict
+from bfpo_bench.types import JudgeItem, Label, Verdict, is_blank
 
 HEAD, TAIL = 300, 200
 BATCH = 256
@@ -198,7 +198,7 @@ class KeywordJudge:
 
 
 def _label(item: JudgeItem) -> Label:
-    if not item.text.strip():
+    if is_blank(item.text):
         return "empty"
     if is_refusal(item.text):
         return "refused"
