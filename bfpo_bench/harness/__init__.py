@@ -9,5 +9,6 @@ vllm.py       lm-eval's VLLM, answers as they finish
 choice.py     choices as tokens, and the cheapest requests from whose answers they can be added up
 vllm_choice.py  those requests on vLLM, in place of lm-eval's long one a choice
 openai.py     lm-eval's OpenAI-compatible classes over our one client
+policy.py     answers by a fixed rule: the controls
 process.py    an Engine in a process group of its own that cannot outlive its driver
 """

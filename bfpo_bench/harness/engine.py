@@ -15,10 +15,11 @@ ENGINES = ("hf", "vllm")
 # Finished answers are handed over at most this often: a commit a second costs nothing, one a token step would.
 HAND_OVER_S = 1.0
 _SECRET_WORDS = ("token", "key", "secret", "passw", "auth", "credential")
-# Engine arguments that hold such a word and no secret (vLLM's and lm-eval's names).
+# Engine arguments that hold such a word and no secret (names of vLLM, of lm-eval, and our own).
 _NO_SECRETS = frozenset(
     {
         "add_bos_token",
+        "batch_tokens",
         "max_num_batched_tokens",
         "prefix_token_id",
         "skip_tokenizer_init",
@@ -58,16 +59,16 @@ def open_engine(spec: ModelSpec) -> Engine:
     raise EngineError(f"Unknown engine {spec.engine!r}. Known: {', '.join(ENGINES)}.")
 
 
-def parse_engine_args(pairs: Sequence[str]) -> dict[str, str]:
+def parse_engine_args(pairs: Sequence[str], *, flag: str = "--engine-args") -> dict[str, str]:
     """`["dtype=float32"]` -> `{"dtype": "float32"}`; anything that looks like a credential is refused."""
     parsed: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--engine-args {pair!r} is not of the form key=value.")
+            raise ConfigError(f"{flag} {pair!r} is not of the form key=value.")
         letters = "".join(c for c in key.lower() if c.isalpha())
         if key.strip() not in _NO_SECRETS and any(word in letters for word in _SECRET_WORDS):
-            raise ConfigError(f"--engine-args {key}: credentials come from the environment (HF_TOKEN, OPENAI_API_KEY).")
+            raise ConfigError(f"{flag} {key}: credentials come from the environment (HF_TOKEN, OPENAI_API_KEY).")
         parsed[key.strip()] = value.strip()
     return parsed
 

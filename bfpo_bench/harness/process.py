@@ -1,4 +1,4 @@
-"""An Engine in a process group of its own: its memory comes back, and it cannot outlive the driver.
+"""An engine in a process group of its own: its memory comes back, and it cannot outlive the driver.
 
 The group's leader is a shell that waits on a pipe whose other end only the driver holds. However the driver ends,
 SIGKILL included, the kernel closes the pipe and the shell kills the group: the worker, vLLM's EngineCore, every
@@ -15,21 +15,36 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from bfpo_bench.errors import BenchError, EngineError
+from bfpo_bench.harness.engine import open_engine
 from bfpo_bench.types import ModelSpec, Output, Sample
 
 _CLOSE_S = 20.0
 
 
-class EngineProcess:
-    """The driver's end. Use it as a context manager; `close` is idempotent."""
+class Hosted(Protocol):
+    """What can live in the process: loaded once, then asked with keyword arguments, answering in parts."""
 
-    def __init__(self, spec: ModelSpec, *, log: Path) -> None:
+    @property
+    def info(self) -> Mapping[str, Any]: ...
+
+    def answer(self, *args: Any, **kwargs: Any) -> Iterator[Any]: ...
+
+    def close(self) -> None: ...
+
+
+class HostProcess:
+    """The driver's end. Use it as a context manager; `close` is idempotent.
+
+    `opener` is a function of a module, which is called with `spec` in the process; `name` is for its errors.
+    """
+
+    def __init__(self, opener: Callable[[Any], Hosted], spec: Any, *, name: str, log: Path) -> None:
         self._log = log
         lifeline_read, self._lifeline = os.pipe()
         ours, theirs = socket.socketpair()
@@ -52,7 +67,7 @@ class EngineProcess:
             theirs.close()
         self._connection = Connection(ours.detach())
         try:
-            self._connection.send(spec)
+            self._connection.send((opener, spec, name))
             self._info: Mapping[str, Any] = self._receive("ready")
         except BaseException:
             self.close(patience_s=0.5)
@@ -62,10 +77,11 @@ class EngineProcess:
     def info(self) -> Mapping[str, Any]:
         return self._info
 
-    def answer(self, samples: Sequence[Sample], *, answered: Collection[str] = ()) -> Iterator[list[Output]]:
-        self._send((list(samples), set(answered)))
-        while (outputs := self._receive("outputs")) is not None:
-            yield outputs
+    def ask(self, **request: Any) -> Iterator[Any]:
+        """What the hosted object's `answer` yields for these arguments, as it comes."""
+        self._send(request)
+        while (part := self._receive("part")) is not None:
+            yield part
 
     def close(self, *, patience_s: float = _CLOSE_S) -> None:
         """Ask the worker to end, then kill whatever of its group is left; the memory is back on return."""
@@ -114,6 +130,16 @@ class EngineProcess:
         return EngineError(f"The engine {how}{hint}; what was committed is safe, run again to resume. Log: {self._log}")
 
 
+class EngineProcess(HostProcess):
+    """The model under test in a process of its own."""
+
+    def __init__(self, spec: ModelSpec, *, log: Path) -> None:
+        super().__init__(open_engine, spec, name=f"{spec.name!r} with engine {spec.engine}", log=log)
+
+    def answer(self, samples: Sequence[Sample], *, answered: Collection[str] = ()) -> Iterator[list[Output]]:
+        return self.ask(samples=list(samples), answered=set(answered))
+
+
 def engine_environment() -> dict[str, str]:
     """Of a process that holds an engine: what the libraries read before Python gets a word in."""
     environment = dict(os.environ)
@@ -128,28 +154,26 @@ def engine_environment() -> dict[str, str]:
 
 
 def _work(connection: Connection) -> None:
-    """The worker's end: one spec, then requests until the driver hangs up."""
-    from bfpo_bench.harness.engine import open_engine
-
-    spec: ModelSpec = connection.recv()
+    """The worker's end: what to open, then requests until the driver hangs up."""
+    opener, spec, name = connection.recv()
     try:
-        engine = open_engine(spec)
-        connection.send(("ready", dict(engine.info)))
+        hosted: Hosted = opener(spec)
+        connection.send(("ready", dict(hosted.info)))
     except Exception as error:  # any library below may fail to load a checkpoint in its own way
-        _report(connection, f"Cannot load {spec.name!r} with engine {spec.engine}", error)
+        _report(connection, f"Cannot load {name}", error)
         return
     while True:
         try:
-            samples, answered = connection.recv()
+            request = connection.recv()
         except EOFError:
-            engine.close()
+            hosted.close()
             return
         try:
-            for outputs in engine.answer(samples, answered=answered):
-                connection.send(("outputs", outputs))
-            connection.send(("outputs", None))
+            for part in hosted.answer(**request):
+                connection.send(("part", part))
+            connection.send(("part", None))
         except Exception as error:
-            _report(connection, f"Engine {spec.engine} failed while running {spec.name!r}", error)
+            _report(connection, f"Failed while running {name}", error)
 
 
 def _report(connection: Connection, what: str, error: BaseException) -> None:

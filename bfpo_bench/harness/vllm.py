@@ -30,30 +30,35 @@ from bfpo_bench.types import ModelSpec, Output, Sample
 _Request = tuple[Sample, str, list[int]]
 
 
+def load_vllm(spec: ModelSpec) -> Any:
+    """lm-eval's VLLM with the weights loaded, the settings that suit this machine under those of the spec."""
+    settings = engine_settings(spec)
+    if spec.adapter is not None:
+        known = {field.name for field in dataclasses.fields(EngineArgs)} | {"lora_local_path"}
+        settings |= {key: value for key, value in lora_settings(spec.adapter).items() if key in known}
+    if not torch.cuda.is_available():
+        # Compiling takes longer than a small model's whole run on a CPU.
+        settings.setdefault("enforce_eager", True)
+        # Of the sizes that vLLM has on a CPU (multiples of 32, by default 128) the one that leaves the least of a
+        # prompt to be computed again.
+        settings.setdefault("block_size", 32)
+    return VLLM(
+        pretrained=spec.path,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+        # lm-eval's command line passes 1 here, one request at a time; "auto" is continuous batching.
+        batch_size="auto",
+        seed=spec.seed,
+        **settings,
+    )
+
+
 class VLLMEngine:
     """vLLM's offline engine through lm-eval's VLLM class, with continuous batching across the whole run."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        settings = engine_settings(spec)
-        if spec.adapter is not None:
-            known = {field.name for field in dataclasses.fields(EngineArgs)} | {"lora_local_path"}
-            settings |= {key: value for key, value in lora_settings(spec.adapter).items() if key in known}
-        if not torch.cuda.is_available():
-            # Compiling takes longer than a small model's whole run on a CPU.
-            settings.setdefault("enforce_eager", True)
-            # Of the sizes that vLLM has on a CPU (multiples of 32, by default 128) the one that leaves the least of a
-            # prompt to be computed again.
-            settings.setdefault("block_size", 32)
         self._spec = spec
-        self._lm = VLLM(
-            pretrained=spec.path,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
-            # lm-eval's command line passes 1 here, one request at a time; "auto" is continuous batching.
-            batch_size="auto",
-            seed=spec.seed,
-            **settings,
-        )
+        self._lm = load_vllm(spec)
         self._renderer = Renderer(spec, self._lm.tokenizer)
         self._thinking_tokens = thinking_tokens(self._lm.tokenizer)
         self._stop_ids = end_of_turn_ids(self._lm.tokenizer)
