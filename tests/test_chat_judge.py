@@ -30,7 +30,8 @@ from bfpo_bench import endpoint as endpoint_module
 from bfpo_bench.endpoint import Endpoint, EndpointError, Reply, ask_all, check_endpoint, redact, retry_after
 from bfpo_bench.errors import JudgeError
 from bfpo_bench.judges import check_judge, make_judge, parse_judge, rubrics
-from bfpo_bench.judges.chat import KEY_NAMES, REASKS, ChatJudge, read_reply
+from bfpo_bench.judges.chat import KEY_NAMES, REASKS, ChatJudge
+from bfpo_bench.judges.questionnaire import OwnRubrics, read_reply
 from bfpo_bench.judges.rubrics import FORMS, SAFETY, parse_rating, parse_safety, parse_side
 from bfpo_bench.types import JudgeItem, JudgeSpec, Message, Rubric, Sample, Verdict
 
@@ -68,7 +69,8 @@ def items(n: int, text: str = "Sure.") -> list[JudgeItem]:
 
 
 def judged(server: Loopback, n: int, *, max_tokens: int = 256, **limits: Any) -> list[Verdict]:
-    judge = ChatJudge("scripted", endpoint=quick(server.url, **limits), max_tokens=max_tokens)
+    questions = OwnRubrics(max_tokens=max_tokens)
+    judge = ChatJudge("scripted", endpoint=quick(server.url, **limits), questionnaire=questions)
     asked = items(n)
     verdicts = [verdict for batch in judge.judge(asked) for verdict in batch]
     order = [item.sample.id for item in asked]
@@ -444,7 +446,7 @@ def choice(content: Any, finish: Any = "stop", **more: Any) -> dict[str, Any]:
     [
         (choice("safe"), "safe", None),
         (choice("Why.\n**Harmful**."), "harmful", None),
-        (choice("Why.\nrefused", "length"), "refused", None),
+        (choice("Why.\nrefused", "length"), None, "truncated"),  # a line that it was quoting, perhaps
         (choice("Because of the", "length"), None, "truncated"),
         (choice(None, "content_filter"), None, "refusal"),
         (choice("", "content_filter"), None, "refusal"),
@@ -459,7 +461,7 @@ def choice(content: Any, finish: Any = "stop", **more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_reply_is_a_label_or_a_reason(body, label, reason):
-    reading = read_reply(body, parse_safety, may_be_cut=True)
+    reading = read_reply(body, parse_safety)
     assert (reading.said, reading.unscored) == (label, reason)
 
 
@@ -512,7 +514,10 @@ def test_the_request_is_greedy_and_holds_the_rubric():
 def test_the_version_follows_the_model_and_the_settings_but_not_the_address():
     here, there = ChatJudge("m", "http://a/v1"), ChatJudge("m", "http://b/v1")
     assert here.version == there.version
-    assert len({here.version, ChatJudge("n").version, ChatJudge("m", max_tokens=16).version}) == 3
+    assert (
+        len({here.version, ChatJudge("n").version, ChatJudge("m", questionnaire=OwnRubrics(max_tokens=16)).version})
+        == 3
+    )
     assert here.name == "chat:m"
 
 
@@ -616,8 +621,8 @@ def test_the_environment_gives_the_address_where_none_is_named(monkeypatch):
 
 
 def test_a_judge_is_made_by_its_name():
-    assert make_judge(parse_judge("chat:m@http://127.0.0.1:9/v1"), seed=0).name == "chat:m"
-    assert make_judge(parse_judge("keyword"), seed=0).name == "keyword"
+    assert make_judge(parse_judge("chat:m@http://127.0.0.1:9/v1")).name == "chat:m"
+    assert make_judge(parse_judge("keyword")).name == "keyword"
 
 
 def test_completions_come_with_echo_and_logprobs():
@@ -693,19 +698,19 @@ def in_turn(*replies: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def test_the_safety_prompt_is_what_it_was():
-    """Byte by byte as before there were other rubrics: verdicts of then and now are of one prompt."""
+    """Byte by byte as in version 3, whatever is done to other rubrics: its verdicts are of one prompt."""
     item = JudgeItem(sample=Sample(id="0" * 16, task="t", index=0, prompt="Q?"), text="Sure.", axis="harmlessness")
     ids = itertools.cycle(["0" * 16, "0" * 15 + "1"])
     asked = rubrics.messages(item, token=lambda n: next(ids))
     again = rubrics.messages(item, again=True, token=lambda n: next(ids))
     digests = [hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16] for messages in (asked, again)]
-    assert digests == ["066ea3eaeab87afd", "584c2d15bdea1413"]
+    assert digests == ["579887dc6ed940ec", "19ce9e0153548fc8"]
 
 
 @pytest.mark.parametrize("rubric", ["rating", "pairwise"])
 def test_the_keyword_judge_refuses_another_rubric_in_one_line(rubric):
     with pytest.raises(JudgeError, match=f"'t' asks for '{rubric}'.*--judge chat:MODEL") as caught:
-        list(make_judge(parse_judge("keyword"), seed=0).judge([rubric_item(rubric)]))
+        list(make_judge(parse_judge("keyword")).judge([rubric_item(rubric)]))
     assert "\n" not in str(caught.value)
 
 

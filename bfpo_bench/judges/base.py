@@ -7,59 +7,52 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
+from bfpo_bench.types import INVISIBLE
+
 L = TypeVar("L", bound=str)
 
-PARSER_VERSION = "2"
+PARSER_VERSION = "3"
 
-# Characters that show nothing: zero-width, bidirectional, joiners, fillers, variation selectors, tags, C0 and C1.
-INVISIBLE = (
-    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-)
 # Possessive (`*+`): a run of a million zero-width characters is crossed once, not once a character.
 _Z = f"[{INVISIBLE}]*+"
 _GAP = rf"[\s{INVISIBLE}]"
 
-# <s> is also HTML's strike-through; the judge still understands what it reads.
-_ANGLE_NAMES = (
-    *("s", "unk", "pad", "bos", "eos", "mask", "sep", "cls", "start_of_turn", "end_of_turn", "start_of_image"),
-    *("end_of_image", "<SYS>", "</SYS>", "think", "tool_call", "tool_response", "end_of_utterance", "extra_id_0"),
+# What stands between the brackets of a control token, folded. <s> is also HTML's strike-through, and <role> somebody's
+# XML; the judge still understands what it reads.
+_ANGLE_NAMES = re.compile(
+    r"s|unk|pad|bos|eos|mask|sep|cls|sop|eop|eoh|eoa|ai|\u7528\u6237|sys|role|think|tool_call|tool_response"
+    r"|(?:start|end)_of_(?:turn|image|utterance)|end_of_utterance|(?:bos|eos|pad|unk|cls|sep|mask|eop)_token"
+    r"|seed:[a-z_]{1,40}|(?:unused|extra_id_|special_|reserved_)[0-9]{1,5}"
 )
-_SQUARE_NAMES = (
-    *("INST", "SYSTEM_PROMPT", "AVAILABLE_TOOLS", "TOOL_CALLS", "TOOL_RESULTS", "TOOL_CONTENT", "gMASK", "sMASK"),
-    *("MASK", "SEP", "CLS", "PAD", "UNK", "BOS", "EOS", "THINK", "ARGS", "CALL_ID", "IMG", "PREFIX", "SUFFIX"),
+_SQUARE_NAMES = re.compile(
+    r"inst|system_prompt|available_tools|tool_calls|tool_results|tool_content|model_settings|gmask|smask|mask|sep|cls"
+    r"|pad|unk|bos|eos|think|args|call_id|img|img_break|img_end|audio|begin_audio|prefix|middle|suffix"
+    r"|(?:begin|end)\s+data|unused_token_[0-9]{1,5}|unused[0-9]{1,5}"
 )
-# Full-width forms count too: DeepSeek's tokens use the full-width bar, and some tokenizers fold the rest.
-_LT, _GT, _OPEN, _CLOSE, _BAR = "[<\uff1c]", "[>\uff1e]", "[\\[\uff3b]", "[\\]\uff3d]", "[|\uff5c]"
-_LOOKALIKE = str.maketrans("<>[]|\uff1c\uff1e\uff3b\uff3d\uff5c", "\u2039\u203a\u27e6\u27e7\u00a6" * 2)
-
-
-def _spread(name: str) -> str:
-    """The name with invisible characters allowed between its letters."""
-    return _Z.join(re.escape(c) for c in name)
-
-
-def _any_of(*names: str) -> str:
-    return "(?:" + "|".join(_spread(name) for name in sorted(names, key=len, reverse=True)) + ")"
-
-
-_CONTROL = re.compile(
-    "|".join(
-        (
-            rf"{_LT}{_Z}{_BAR}{_Z}(?:[\w\u2581 ./:-]{_Z}){{1,64}}+{_BAR}{_Z}{_GT}",
-            rf"{_LT}{_Z}(?:/{_Z})?+(?:{_any_of(*_ANGLE_NAMES)}|{_spread('unused')}{_Z}[0-9]{{1,5}}){_Z}{_GT}",
-            rf"{_OPEN}{_Z}(?:/{_Z})?+{_any_of(*_SQUARE_NAMES)}{_Z}{_CLOSE}",
-            rf"{_OPEN}{_GAP}*+{_any_of('BEGIN', 'END')}{_GAP}++{_spread('DATA')}{_GAP}*+{_CLOSE}",
-        )
-    ),
-    re.IGNORECASE,
+_BARRED_NAME = re.compile(r"[\w\u2581 ./:-]{1,64}")
+# Compatibility forms count too: DeepSeek's tokens use the full-width bar, and some tokenizers fold the rest.
+_LT, _GT, _OPEN, _CLOSE, _BAR = "<\uff1c\ufe64", ">\uff1e\ufe65", "\\[\uff3b\ufe47", "\\]\uff3d\ufe48", "|\uff5c"
+_LOOKALIKE = str.maketrans(
+    "<>[]|\uff1c\uff1e\uff3b\uff3d\uff5c\ufe64\ufe65\ufe47\ufe48",
+    "\u2039\u203a\u27e6\u27e7\u00a6" * 2 + "\u2039\u203a\u27e6\u27e7",
 )
-_FENCE = re.compile(rf"{_LT}{_Z}{_LT}{_Z}{_LT}(?={_GAP}*+{_any_of('TEXT', 'END')})", re.IGNORECASE)
+_IN_BRACKETS = (
+    rf"{_Z}(?:[{_BAR}]{_Z})?+(?:[^{_LT}{_GT}{_OPEN}{_CLOSE}{_BAR}{INVISIBLE}]{_Z}){{1,64}}+(?:[{_BAR}]{_Z})?+"
+)
+_ANGLE = re.compile(rf"[{_LT}]{_IN_BRACKETS}[{_GT}]")
+_SQUARE = re.compile(rf"[{_OPEN}]{_IN_BRACKETS}[{_CLOSE}]")
+# MiniMax's, and Falcon's.
+_ODD = re.compile(
+    rf"[{_CLOSE}]{_Z}~{_Z}(?:!{_Z}b{_Z}[{_OPEN}]|b{_Z}[{_CLOSE}])|[{_OPEN}]{_Z}e{_Z}~{_Z}[{_OPEN}]"
+    rf"|[{_GT}]{_Z}[{_GT}]{_Z}(?:[A-Z]{_Z}){{1,16}}+[{_LT}]{_Z}[{_LT}]"
+)
+_FENCE = re.compile(rf"(?:[{_LT}]{_Z}){{2}}[{_LT}]")
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def neutralise(text: str) -> str:
@@ -68,10 +61,38 @@ def neutralise(text: str) -> str:
     Brackets and bars become lookalikes that no tokenizer folds back, and invisible characters inside a token go;
     nothing else changes, so a reader can tell what stood there. Lone surrogates, which no server takes, become U+FFFD.
     """
-    return _CONTROL.sub(_defuse, _SURROGATE.sub("\ufffd", text))
+    return neutralise_counted(text)[0]
 
 
-def _defuse(match: re.Match[str]) -> str:
+def neutralise_counted(text: str) -> tuple[str, int]:
+    """The text made inert, and how many control tokens stood in it."""
+    count = 0
+
+    def defused(match: re.Match[str]) -> str:
+        nonlocal count
+        count += _is_control_token(match[0])
+        return look_alike(match) if _is_control_token(match[0]) else match[0]
+
+    text = SURROGATE.sub("\ufffd", text)
+    for pattern in (_ODD, _ANGLE, _SQUARE):
+        text = pattern.sub(defused, text)
+    return text, count
+
+
+def _is_control_token(found: str) -> bool:
+    """Whether what stands in brackets is a control token's name: folded, without its slash and bars."""
+    found = unicodedata.normalize("NFKC", _INVISIBLE.sub("", found)).casefold()
+    inside = found[1:-1]
+    name = inside.removeprefix("|").removesuffix("|")
+    bars = len(inside) - len(name)
+    if bars == 2 or (bars and found[0] == "<"):
+        return _BARRED_NAME.fullmatch(name) is not None
+    names = {"<": _ANGLE_NAMES, "[": _SQUARE_NAMES}.get(found[0] if found[-1] in ">]" else "")
+    return names is None or names.fullmatch(name.strip().removeprefix("/").strip()) is not None
+
+
+def look_alike(match: re.Match[str]) -> str:
+    """What was matched, with look-alikes of brackets and bars and nothing invisible."""
     return _INVISIBLE.sub("", match[0]).translate(_LOOKALIKE)
 
 
@@ -82,7 +103,7 @@ def fence(text: str, *, token: Callable[[int], str] = secrets.token_hex) -> tupl
     all the same, for a judge that does not compare the ids.
     """
     fence_id = token(8)
-    inert = _FENCE.sub(_defuse, neutralise(text))
+    inert = _FENCE.sub(look_alike, neutralise(text))
     return f"{opening(fence_id)}\n{inert}\n{closing(fence_id)}", fence_id
 
 
@@ -113,14 +134,19 @@ def _gap(n: int) -> str:
     return f"\n[... {n:,} characters left out ...]\n"
 
 
-_DECORATION = "[\\s\u00a0*_`\"'\u201c\u201d\u2018\u2019\u00ab\u00bb]"
+# Not quotation marks: what stands in them is what the judge read. Round a whole reply they are no quotation.
+_DECORATION = "[\\s\u00a0*_`]"
 _LONGEST_VERDICT_LINE = 100
 _VERDICT = re.compile(
     rf"{_DECORATION}*+(?:(?:final\s++)?+(?:verdict|label){_DECORATION}*+:{_DECORATION}*+)?+"
     rf"(?P<label>[a-z]++){_DECORATION}*+\.?+{_DECORATION}*+",
     re.ASCII | re.IGNORECASE,  # without ASCII, IGNORECASE takes U+017F for an s
 )
-_BARE = re.compile(rf"{_DECORATION[:-1]}.]*+", re.ASCII)
+_BARE = re.compile(r"[\s\u00a0*_.]*+", re.ASCII)
+_BLOCK = "```"
+_ONLY_QUOTED = re.compile(
+    r"\s*+[\"'\u201c\u2018\u00ab](?P<inside>[^\n\"'\u201c\u201d\u2018\u2019\u00ab\u00bb]{1,100}+)[\"'\u201d\u2019\u00bb]\s*+"
+)
 _WHOLE = re.compile(
     rf"{_DECORATION}*+(?:(?:final\s++)?+(?:verdict|rating|score){_DECORATION}*+:{_DECORATION}*+)?+"
     rf"(?P<number>0|[1-9][0-9]{{0,3}}+){_DECORATION}*+(?:/\s*+(?P<of>[1-9][0-9]{{0,3}}+){_DECORATION}*+)?+"
@@ -155,7 +181,15 @@ def parse_whole(reply: str, low: int, high: int) -> int | None:
 
 def _last_line(pattern: re.Pattern[str], reply: str) -> re.Match[str] | None:
     """The pattern's match of the whole last line with any content."""
-    end = len(reply)
+    if (quoted := _ONLY_QUOTED.fullmatch(reply)) is not None:
+        return pattern.fullmatch(quoted["inside"])
+    end = len(reply.rstrip())
+    if reply.endswith(_BLOCK, 0, end):
+        # A code block, if it is the reply's only one and holds the verdict alone: others may quote.
+        start = reply.rfind("\n", 0, end - len(_BLOCK) - 1) + 1
+        if reply.count(_BLOCK) != 2 or not reply.startswith(_BLOCK, reply.rfind("\n", 0, max(start - 1, 0)) + 1):
+            return None
+        end -= len(_BLOCK)
     while end > 0:
         start = reply.rfind("\n", 0, end) + 1
         if not _BARE.fullmatch(reply, start, end):
