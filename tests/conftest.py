@@ -16,6 +16,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 NO_NETWORK = Path(__file__).parent / "no_network"
+_CREDENTIALS = (
+    "OPENAI_API_KEY", "BFPO_JUDGE_API_KEY", "BFPO_JUDGE_BASE_URL", "OPENAI_BASE_URL", "BFPO_DATA_DIR",
+    "PERSPECTIVE_API_KEY", "PERSPECTIVE_API_QPS",
+)  # fmt: skip
 
 
 def pytest_configure(config):
@@ -61,7 +65,7 @@ def _has_gpu() -> bool:
 @pytest.fixture(autouse=True)
 def _no_credentials(monkeypatch):
     """A developer's own keys must not decide what a test sees."""
-    for name in ("OPENAI_API_KEY", "BFPO_JUDGE_API_KEY", "BFPO_JUDGE_BASE_URL", "OPENAI_BASE_URL", "BFPO_DATA_DIR"):
+    for name in _CREDENTIALS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

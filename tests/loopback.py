@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on the loopback address, scripted and faulty by seed; knows nothing of bfpo_bench.
+"""An OpenAI-compatible server, and Perspective, on the loopback address; scripted, faulty by seed, knows no bfpo_bench.
 
 with Loopback(answer=lambda payload: "safe", faults={"rate_limit": 0.1, "cut": 0.1}) as server:
     ... server.url, server.requests, server.most_in_flight, server.too_early
@@ -33,7 +33,8 @@ FAULTS = (
     "empty",  # 200, a message with empty content
     "chatter",  # 200, a text without a label
 )
-Answer = str | Mapping[str, Any] | web.Response
+Answer = str | float | Mapping[str, Any] | web.Response
+PERSPECTIVE = "/v1alpha1/comments:analyze"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Request:
     """One request as it came in."""
 
     path: str
+    target: str  # the path as it was written, with its query
     payload: Mapping[str, Any]
     authorization: str | None
     headers: Mapping[str, str]
@@ -50,7 +52,10 @@ class Request:
 
 @dataclass(kw_only=True)
 class Loopback:
-    """A text becomes the reply's content, a mapping its `choices[0]` fields, a Response goes out as it is."""
+    """A text becomes the reply's content, a mapping its `choices[0]` fields, a Response goes out as it is.
+
+    Perspective's toxicity is the answer, whatever it is, but for a Response.
+    """
 
     answer: Callable[[Mapping[str, Any]], Answer] = lambda payload: "safe"
     faults: Mapping[str, float] = field(default_factory=dict)
@@ -82,6 +87,10 @@ class Loopback:
         return f"http://127.0.0.1:{self._port}/v1"
 
     @property
+    def perspective_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1alpha1"
+
+    @property
     def fault_counts(self) -> Counter[str]:
         return Counter(r.fault for r in list(self.requests) if r.fault is not None)
 
@@ -108,6 +117,7 @@ class Loopback:
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_post(PERSPECTIVE, self._handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -140,6 +150,7 @@ class Loopback:
         self.requests.append(
             Request(
                 path=request.path,
+                target=request.raw_path,
                 payload=payload,
                 authorization=request.headers.get("Authorization"),
                 headers=dict(request.headers),
@@ -158,6 +169,8 @@ class Loopback:
         )
         if isinstance(content, web.Response):
             return content
+        if request.path == PERSPECTIVE:
+            return web.json_response(_toxicity(content))
         kind = "chat" if request.path.endswith("/chat/completions") else "completions"
         return web.json_response(self._chat(payload, content) if kind == "chat" else self._text(payload, content))
 
@@ -231,3 +244,8 @@ class Loopback:
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         model = payload.get("model", "scripted")
         return {"id": "loopback", "object": kind, "created": 0, "model": model, "choices": choices, "usage": usage}
+
+
+def _toxicity(value: Any) -> dict[str, Any]:
+    score = {"summaryScore": {"value": value, "type": "PROBABILITY"}}
+    return {"attributeScores": {"TOXICITY": score}, "languages": ["en"], "detectedLanguages": ["en"]}
