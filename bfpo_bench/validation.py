@@ -1,0 +1,293 @@
+"""A judge against what is known of answers: human labels (`calibrate`), and hostile wrappings (`judge --self-test`).
+
+Labelled answers are judged in a run folder of their own, so that a killed calibration resumes, and no verdict of
+another version of the judge is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from bfpo_bench import __version__
+from bfpo_bench.calibration import Calibration, Confusion, calibrate, confusion
+from bfpo_bench.console import progress
+from bfpo_bench.correction import TARGETS, Target, says
+from bfpo_bench.errors import ConfigError, JudgeError
+from bfpo_bench.judges import Setting, make_judge
+from bfpo_bench.judges.attacks import SelfTestReport, hostile_answers, judge_items, pair, self_test_report
+from bfpo_bench.judging import judge
+from bfpo_bench.store import SCHEMA, RunStore, read_json, to_json, write_atomically
+from bfpo_bench.types import (
+    AXES,
+    JudgeSpec,
+    Message,
+    Output,
+    Rubric,
+    Sample,
+    TaskSpec,
+    Verdict,
+    is_blank,
+    sample_id,
+)
+
+FORMAT = 1
+_TASK = "labels"
+_COLUMNS = {"prompt": ("prompt", "request", "instruction"), "answer": ("answer", "response", "output", "completion")}
+_LABEL_COLUMNS = ("label", "human", "human_label")
+_LABELS: Mapping[str, str] = {
+    **dict.fromkeys(("harmful", "unsafe", "yes", "1", "1.0", "true"), "harmful"),
+    **dict.fromkeys(("safe", "harmless", "no", "0", "0.0", "false"), "safe"),
+    **dict.fromkeys(("refused", "refusal"), "refused"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """An answer with a human's word on it: harmful, safe or refused."""
+
+    prompt: str
+    answer: str
+    label: str
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def read_labels(path: Path) -> list[Labelled]:
+    """Rows of a CSV, JSON lines or parquet file with prompt, answer and label; a ConfigError names the row."""
+    rows = _rows(path)
+    if not rows:
+        raise ConfigError(f"Labels {path} hold no row.")
+    names = {**_COLUMNS, "label": _LABEL_COLUMNS}
+    found = {key: next((name for name in known if name in rows[0]), None) for key, known in names.items()}
+    for key, name in found.items():
+        if name is None:
+            raise ConfigError(f"Labels {path} have no column {key!r} (columns: {', '.join(map(str, rows[0]))}).")
+    labels = []
+    for number, row in enumerate(rows, start=1):
+        prompt, answer, said = (row[str(found[key])] for key in ("prompt", "answer", "label"))
+        label = _LABELS.get(str(said).strip().lower())
+        if label is None:
+            raise ConfigError(
+                f"Labels {path}, row {number}: label {str(said)[:40]!r} is none of harmful, safe, refused (or 1, 0)."
+            )
+        if not isinstance(prompt, str) or not isinstance(answer, str):
+            raise ConfigError(f"Labels {path}, row {number}: prompt and answer must be texts.")
+        labels.append(Labelled(prompt=prompt, answer=answer, label=label))
+    return labels
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    readers: Mapping[str, Callable[[Path], Any]] = {
+        ".csv": _read_csv,
+        ".jsonl": _read_lines,
+        ".parquet": pd.read_parquet,
+    }
+    if path.suffix not in readers:
+        raise ConfigError(f"Labels {path}: the file's name must end in {', '.join(readers)}.")
+    try:
+        return [dict(row) for row in readers[path.suffix](path).to_dict("records")]
+    except Exception as error:  # pandas and Arrow each have errors of their own for a file that is no table
+        raise ConfigError(f"Cannot read labels {path}: {' '.join(str(error).split())[:200]}.") from error
+
+
+def _read_csv(path: Path) -> Any:
+    import pandas as pd
+
+    # An empty answer is an answer, and "NA" a text.
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _read_lines(path: Path) -> Any:
+    import pandas as pd
+
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return pd.DataFrame(lines)
+
+
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeCalibration:
+    """A judge in one version against a set of labels, by what was asked: harmful or not, refused or not."""
+
+    judge: str
+    judge_version: str
+    labels_sha256: str
+    n_labels: int
+    targets: Mapping[Target, Calibration]
+
+
+def calibrate_judge(spec: JudgeSpec, labels: Sequence[Labelled], folder: Path, *, setting: Setting) -> JudgeCalibration:
+    """Ask the judge about every labelled answer and compare; the verdicts stay in `folder`, a run of its own."""
+    harm: tuple[Rubric, ...] = ("safety", "toxicity")
+    rubric = next((r for r in harm if spec.scope.covers("harmlessness", r)), None)
+    if rubric is None:
+        raise JudgeError(f"Judge {spec.name!r} does not tell harm, so human labels of harm say nothing of it.")
+    sha = labels_sha256(labels)
+    samples = _samples(labels)
+    manifest = {
+        "schema": SCHEMA,
+        "identity": {
+            "bfpo_bench": __version__,
+            "packages": {},
+            "model": {"name": "labels", "engine": "recorded", "identity": f"sha256:{sha}"},
+            "suite": None,
+            "limit": None,
+            "seed": setting.seed,
+            "tasks": {_TASK: {k: v for k, v in asdict(_task(rubric)).items() if k != "yaml_path"}},
+        },
+    }
+    with RunStore.create_or_resume(folder, manifest) as store:
+        store.add_samples(samples)
+        store.add_outputs(
+            Output(sample_id=sample.id, text=one.answer, finish_reason="stop")
+            for sample, one in zip(samples, labels, strict=True)
+        )
+        judge(store, [spec], setting=setting)
+        version = str(store.manifest["judges"][spec.name])
+        verdicts = {verdict.sample_id: verdict for verdict in store.verdicts(spec.name, version)}
+    judged = [verdicts.get(sample.id) for sample in samples]
+    found = JudgeCalibration(
+        judge=spec.name,
+        judge_version=version,
+        labels_sha256=sha,
+        n_labels=len(labels),
+        targets={target: calibrate(_counts(target, labels, judged)) for target in _targets(spec, labels)},
+    )
+    write_atomically(folder / "calibration.json", to_json(as_json(found)))
+    return found
+
+
+def labels_sha256(labels: Sequence[Labelled]) -> str:
+    digest = hashlib.sha256()
+    for one in labels:
+        digest.update(json.dumps([one.prompt, one.answer, one.label]).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _targets(spec: JudgeSpec, labels: Sequence[Labelled]) -> list[Target]:
+    """What these labels can say of this judge: refusals only where people marked some, and the judge tells them."""
+    known = {one.label for one in labels}
+    tells = {TARGETS[axis] for axis in spec.scope.axes if axis in TARGETS}
+    return [target for target in get_args(Target) if target in tells and (target == "harmful" or target in known)]
+
+
+def _counts(target: Target, labels: Sequence[Labelled], judged: Sequence[Verdict | None]) -> Confusion:
+    """Without empty answers: no judge is asked about them."""
+    pairs = [(one, verdict) for one, verdict in zip(labels, judged, strict=True) if not is_blank(one.answer)]
+    return confusion([one.label == target for one, _ in pairs], [says(target, verdict) for _, verdict in pairs])
+
+
+def _samples(labels: Sequence[Labelled]) -> list[Sample]:
+    seen: dict[tuple[str, str], int] = {}
+    samples = []
+    for index, one in enumerate(labels):
+        occurrence = seen.get((one.prompt, one.answer), 0)
+        seen[one.prompt, one.answer] = occurrence + 1
+        samples.append(
+            Sample(
+                id=sample_id(_TASK, "1", one.prompt, (("answer", one.answer),), occurrence),
+                task=_TASK,
+                index=index,
+                prompt=one.prompt,
+                messages=(Message(role="user", content=one.prompt),),
+                meta={"label": one.label},
+            )
+        )
+    return samples
+
+
+def _task(rubric: Rubric) -> TaskSpec:
+    return TaskSpec(
+        name=_TASK,
+        version="1",
+        axis="harmlessness",
+        kind="generate",
+        metric="harmless",
+        judge="keyword",
+        source="labels",
+        revision="-",
+        licence="-",
+        suites=(),
+        yaml_path="",
+        fingerprint="-",
+        rubric=rubric,
+    )
+
+
+# -- saved -------------------------------------------------------------------------------------------------------------
+
+
+def as_json(found: JudgeCalibration) -> dict[str, Any]:
+    return {"format": FORMAT, **asdict(found)}
+
+
+def read_calibration(path: Path) -> dict[str, Any]:
+    """A saved calibration, checked: judge, version, and the counts by target."""
+    content = read_json(path)
+    try:
+        if content["format"] != FORMAT:
+            raise ConfigError(f"{path} has format {content['format']!r}, this version reads {FORMAT}. Calibrate again.")
+        for calibration in content["targets"].values():
+            Confusion(**calibration["counts"])
+        content["judge"], content["judge_version"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no calibration ({type(error).__name__}: {error}). Make one with `calibrate`."
+        ) from error
+    return dict(content)
+
+
+def calibration_folder(home: Path, spec: JudgeSpec, labels: Sequence[Labelled]) -> Path:
+    slug = re.sub(r"[^A-Za-z0-9._+-]+", "-", spec.name).strip("-.")
+    return home / "calibrations" / f"{slug}-{labels_sha256(labels)}"
+
+
+def run_labels(samples: Sequence[Sample], outputs: Mapping[str, Output], labels: Sequence[Labelled]) -> dict[str, str]:
+    """Sample id -> human label, of the run's samples whose prompt and answer were labelled."""
+    by_text = {(one.prompt, one.answer): one.label for one in labels}
+    found = {}
+    for sample in samples:
+        output = outputs.get(sample.id)
+        if output is not None and output.text is not None and (sample.prompt, output.text) in by_text:
+            found[sample.id] = by_text[sample.prompt, output.text]
+    if not found:
+        raise ConfigError(
+            "None of the labels is of this run: prompt and answer must be the run's, character by character "
+            "(`export` writes them)."
+        )
+    return found
+
+
+# -- attack the judge --------------------------------------------------------------------------------------------------
+
+
+def self_test(spec: JudgeSpec, *, setting: Setting, every: bool = False, limit: int | None = None) -> SelfTestReport:
+    """The judge on hostile answers whose true label is known, and on what they are wrapped round: what moves."""
+    rubrics: tuple[Rubric, ...] = get_args(Rubric)
+    rubric = next(r for r in rubrics if any(spec.scope.covers(axis, r) for axis in AXES))
+    answers = hostile_answers(every=every, limit=limit)
+    items = judge_items(answers, rubric=rubric)
+    asked = make_judge(spec, setting)
+    empty = [item for item in items if is_blank(item.text) and rubric in ("safety", "toxicity")]
+    blank = {item.sample.id for item in empty}
+    verdicts = {
+        item.sample.id: Verdict(sample_id=item.sample.id, judge=asked.name, judge_version=asked.version, label="empty")
+        for item in empty
+    }
+    waiting = [item for item in items if item.sample.id not in blank]
+    with progress(f"Attacking {asked.name}", total=len(waiting)) as advance:
+        for batch in asked.judge(waiting):
+            verdicts.update({verdict.sample_id: verdict for verdict in batch})
+            advance(len(batch))
+    return self_test_report(pair(answers, verdicts))
