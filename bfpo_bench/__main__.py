@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bfpo_bench import __version__
 from bfpo_bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bfpo_bench.judges import Setting
 
 OK, INTERNAL, BAD_INPUT, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -21,6 +24,10 @@ exit codes: 0 complete, 2 bad input (one line says what), 3 finished, but a task
 Credentials come from the environment only (OPENAI_API_KEY, BFPO_JUDGE_API_KEY, HF_TOKEN).
 """
 _INCLUDE = "further folders with task YAMLs; repeatable"
+_JUDGE = "keyword, chat:MODEL[@URL], or one of `judges list`; repeatable, scores stand on the first that can tell"
+_JUDGE_ENGINE = "of judges with weights of their own; auto: vllm where installed with a GPU, else hf"
+_JUDGE_ARGS = "passed to their engine, e.g. dtype=float32"
+_PANEL = "scores stand on all judges' majority: min=N,tie=pass|fail|unscored"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,10 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_judge(verbs)
     _add_score(verbs)
+    _add_calibrate(verbs)
+    _add_agreement(verbs)
     _add_export(verbs)
     _add_leaderboard(verbs)
     _add_data(verbs)
     _add_tasks(verbs)
+    _add_judges(verbs)
     _add_doctor(verbs)
     return parser
 
@@ -107,12 +117,10 @@ def _add_run(verbs: Any) -> None:
     )
     flag("--engine", choices=("auto", "hf", "vllm", "openai"), help="auto: vllm where installed with a GPU, else hf")
     flag("--engine-args", nargs="+", action="extend", metavar="K=V", help="passed to the engine, e.g. dtype=float32")
-    flag(
-        "--judge",
-        action="append",
-        metavar="JUDGE",
-        help="keyword, or chat:MODEL[@URL]; repeatable, scores stand on the first",
-    )
+    flag("--judge", action="append", metavar="JUDGE", help=_JUDGE)
+    flag("--judge-engine", choices=("auto", "hf", "vllm"), help=_JUDGE_ENGINE)
+    flag("--judge-engine-args", nargs="+", action="extend", metavar="K=V", help=_JUDGE_ARGS)
+    flag("--panel", metavar="RULE", help=_PANEL)
     flag("--limit", type=int, metavar="N", help="only the first N samples of each task (shown, but not ranked)")
     flag("--max-new-tokens", type=int, metavar="N", help="answers end here where a task's own limit is higher")
     flag("--thinking-tokens", type=int, metavar="N", help="room for a reasoning model's thoughts, on top of each limit")
@@ -192,34 +200,162 @@ def _add_judge(verbs: Any) -> None:
     verb = _verb(
         verbs, "judge", _judge, "judge a run's stored answers again, without its model; scores stand on these judges"
     )
-    verb.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    verb.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run folder (none with --self-test)")
+    verb.add_argument("--judge", action="append", required=True, metavar="JUDGE", help=_JUDGE)
+    verb.add_argument("--panel", metavar="RULE", help=_PANEL)
     verb.add_argument(
-        "--judge", action="append", required=True, metavar="JUDGE", help="keyword, or chat:MODEL[@URL]; repeatable"
+        "--self-test",
+        action="store_true",
+        help="attack the judge: hostile answers whose true label is known; how many verdicts move",
     )
+    verb.add_argument("--all", action="store_true", help="with --self-test: every attack round every answer")
+    verb.add_argument("--limit", type=int, metavar="N", help="with --self-test: only N attacks, of all families")
+    _add_judge_flags(verb)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    if arguments.self_test:
+        return _self_test(arguments)
+    if arguments.run is None:
+        from bfpo_bench.errors import ConfigError
+
+        raise ConfigError("No run named. Give the run folder to judge again, or --self-test to attack the judge.")
     from bfpo_bench.console import print_scores
-    from bfpo_bench.run import chosen_judges, judge, score
+    from bfpo_bench.judging import check_panel, chosen_judges, judge
+    from bfpo_bench.run import score
     from bfpo_bench.store import RunStore
 
-    judges = chosen_judges(arguments.judge)
+    setting = _judge_setting(arguments, arguments.run)
+    judges = chosen_judges(arguments.judge, setting)
+    if arguments.panel is not None:
+        check_panel(arguments.panel, [judge.name for judge in judges])
     with RunStore.open(arguments.run) as store:
-        judge(store, judges, data_dir=_mirror_or_default(None))
+        judge(store, judges, setting=setting, panel=arguments.panel)
         return _finish(score(store), arguments.run, print_scores)
+
+
+def _self_test(arguments: argparse.Namespace) -> int:
+    """Report what attacks do to each judge named; a live judge that is moved is a finding, not an error."""
+    import tempfile
+
+    from bfpo_bench.judge_tables import print_self_test
+    from bfpo_bench.judging import chosen_judges
+    from bfpo_bench.validation import self_test
+
+    with tempfile.TemporaryDirectory(prefix="bfpo-self-test-") as scratch:
+        setting = _judge_setting(arguments, Path(scratch))
+        for spec in chosen_judges(arguments.judge, setting):
+            print_self_test(spec.name, self_test(spec, setting=setting, every=arguments.all, limit=arguments.limit))
+    return OK
+
+
+def _add_calibrate(verbs: Any) -> None:
+    verb = _verb(verbs, "calibrate", _calibrate, "measure a judge against human labels; `score --calibration` uses it")
+    verb.add_argument("judge", metavar="JUDGE", help="as for `judge --judge`")
+    verb.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="CSV, JSON lines or parquet with prompt, answer, label (harmful, safe, refused; or 1, 0)",
+    )
+    verb.add_argument("--out", type=Path, metavar="DIR", help="a run folder of its own (default: below BFPO_HOME)")
+    _add_judge_flags(verb)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.console import show
+    from bfpo_bench.judge_tables import print_calibration
+    from bfpo_bench.judging import chosen_judges
+    from bfpo_bench.sources import bfpo_home
+    from bfpo_bench.validation import calibrate_judge, calibration_folder, read_labels
+
+    labels = read_labels(arguments.labels)
+    (spec,) = chosen_judges([arguments.judge], _judge_setting(arguments, Path()))
+    folder = arguments.out or calibration_folder(bfpo_home(), spec, labels)
+    found = calibrate_judge(spec, labels, folder, setting=_judge_setting(arguments, folder))
+    print_calibration(found)
+    show(f"calibration: {folder / 'calibration.json'}")
+    return OK
+
+
+def _add_agreement(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "agreement",
+        _agreement,
+        "how far the judges of a run agree, and over several runs what another judge would change",
+    )
+    verb.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, judged by two judges or more")
+    verb.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="the whole report as JSON")
+
+
+def _agreement(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.console import show
+    from bfpo_bench.judge_report import report
+    from bfpo_bench.judge_tables import print_judge_report
+    from bfpo_bench.store import to_json, write_atomically
+
+    found = report(arguments.runs, seed=arguments.seed)
+    print_judge_report(found)
+    if arguments.out is not None:
+        write_atomically(arguments.out, to_json(found))
+        show(f"report: {arguments.out}")
+    return OK
+
+
+def _judge_setting(arguments: argparse.Namespace, folder: Path) -> Setting:
+    """From where judges are asked: the flags that `judge` and `calibrate` share."""
+    from bfpo_bench.harness.engine import parse_engine_args
+    from bfpo_bench.judges import Setting
+    from bfpo_bench.judging import JUDGE_LOG
+
+    return Setting(
+        mirror=_mirror_or_default(arguments.data_dir),
+        log=folder / JUDGE_LOG,
+        engine=arguments.judge_engine,
+        engine_args=parse_engine_args(arguments.judge_engine_args, flag="--judge-engine-args"),
+        concurrency=arguments.concurrency,
+    )
+
+
+def _add_judge_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--judge-engine", choices=("auto", "hf", "vllm"), default="auto", help=_JUDGE_ENGINE)
+    verb.add_argument("--judge-engine-args", nargs="+", action="extend", default=[], metavar="K=V", help=_JUDGE_ARGS)
+    verb.add_argument("--concurrency", type=int, metavar="N", help="requests in flight to a judge's API (default 16)")
+    verb.add_argument("--data-dir", type=Path, metavar="DIR", help="a mirror that holds judges' texts and nltk's data")
 
 
 def _add_score(verbs: Any) -> None:
     verb = _verb(verbs, "score", _score, "compute a run's scores again from its stored answers and verdicts")
     verb.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    verb.add_argument(
+        "--calibration",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="correct the rates for the judge's errors by what `calibrate` found; repeatable, kept with the run",
+    )
+    verb.add_argument(
+        "--labels", type=Path, metavar="FILE", help="or by human labels of this run's own answers (kept with the run)"
+    )
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import print_scores
-    from bfpo_bench.run import score
+    from bfpo_bench.run import score, use_calibration, use_labels
     from bfpo_bench.store import RunStore
 
     with RunStore.open(arguments.run) as store:
+        if arguments.calibration or arguments.labels is not None:
+            from bfpo_bench.validation import read_calibration, read_labels, run_labels
+
+            for path in arguments.calibration:
+                use_calibration(store, read_calibration(path))
+            if arguments.labels is not None:
+                use_labels(store, run_labels(store.samples(), store.outputs(), read_labels(arguments.labels)))
         return _finish(score(store), arguments.run, print_scores)
 
 
@@ -276,7 +412,13 @@ def _add_data(verbs: Any) -> None:
     listing.add_argument("--data-dir", type=Path, metavar="DIR", help="a mirror to look into (default BFPO_DATA_DIR)")
     fetching = _verb(actions, "fetch", _data_fetch, "download the tasks' data sets into a mirror; run again to resume")
     _add_choice_of_tasks(fetching)
-    fetching.add_argument("--to", type=Path, required=True, metavar="DIR", help="the mirror, for --data-dir later")
+    fetching.add_argument(
+        "--judges",
+        default="",
+        metavar="A,B",
+        help="published texts of these judges, or of all; --to is optional",
+    )
+    fetching.add_argument("--to", type=Path, metavar="DIR", help="the mirror, for --data-dir later")
     verifying = _verb(actions, "verify", _data_verify, "check every recorded file of a mirror: bytes, rows, columns")
     verifying.add_argument("mirror", type=Path, nargs="?", metavar="DIR", help="default BFPO_DATA_DIR")
     verifying.add_argument(
@@ -317,36 +459,61 @@ def _data_list(arguments: argparse.Namespace) -> int:
 
 def _data_fetch(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import say, show
+
+    problems: list[str] = []
+    if arguments.judges:
+        from bfpo_bench.judges.published import FOLDER, fetch_texts
+        from bfpo_bench.judges.spec import bundled_judges, load_judge
+        from bfpo_bench.sources import bfpo_home
+
+        named = bundled_judges() if arguments.judges == "all" else arguments.judges.split(",")
+        folder = (arguments.to or bfpo_home()) / FOLDER
+        problems += fetch_texts([load_judge(name.strip()) for name in named], folder, say=say)
+        show(f"judges' texts: {folder}")
+    names = [name for name in arguments.tasks.split(",") if name]
+    if arguments.suite is not None or names or not arguments.judges:
+        problems += _fetch_data(arguments, names)
+        show(f"mirror: {arguments.to}")
+    for line in problems:
+        say(f"not fetched: {line}")
+    return PARTIAL if problems else OK
+
+
+def _fetch_data(arguments: argparse.Namespace, names: list[str]) -> list[str]:
+    from bfpo_bench.console import say
+    from bfpo_bench.errors import ConfigError
     from bfpo_bench.fetch import fetch
     from bfpo_bench.registry import load_registry, resolve_tasks
 
-    names = [name for name in arguments.tasks.split(",") if name]
     specs = resolve_tasks(load_registry(arguments.include_path), suite=arguments.suite, tasks=names)
-    problems = fetch(specs, arguments.to, say=say)
-    for line in problems:
-        say(f"not fetched: {line}")
-    show(f"mirror: {arguments.to}")
-    return PARTIAL if problems else OK
+    if arguments.to is None:
+        raise ConfigError("No mirror named. Give --to DIR, the folder that the data goes to.")
+    return fetch(specs, arguments.to, say=say)
 
 
 def _data_verify(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import show
     from bfpo_bench.errors import TaskError
-    from bfpo_bench.mirror import verify
+    from bfpo_bench.judges.published import FOLDER, damaged_texts
+    from bfpo_bench.mirror import RECORD, Verification, verify
     from bfpo_bench.registry import load_registry
 
     mirror = _mirror_or_default(arguments.mirror)
     if mirror is None:
         raise TaskError("No mirror named. Give its folder, or set BFPO_DATA_DIR.")
-    found = verify(mirror, list(load_registry(arguments.include_path).values()), add=arguments.record)
+    texts = list((mirror / FOLDER).glob("*.txt"))
+    found = Verification(problems=(), unrecorded=(), n_files=0)
+    # A mirror may hold judges' texts alone, which are named by their hash and need no record.
+    if arguments.record or not texts or (mirror / RECORD).is_file():
+        found = verify(mirror, list(load_registry(arguments.include_path).values()), add=arguments.record)
+    problems = [*found.problems, *damaged_texts(mirror)]
     for line in found.unrecorded:
         show(f"not recorded: {line}")
-    for line in found.problems:
+    for line in problems:
         show(f"wrong: {line}")
-    show(
-        f"{found.n_files} files looked at, {len(found.problems)} wrong, {len(found.unrecorded)} not recorded: {mirror}"
-    )
-    return BAD_INPUT if found.problems else OK
+    n_files = found.n_files + len(texts)
+    show(f"{n_files} files looked at, {len(problems)} wrong, {len(found.unrecorded)} not recorded: {mirror}")
+    return BAD_INPUT if problems else OK
 
 
 # -- tasks, doctor -----------------------------------------------------------------------------------------------------
@@ -394,6 +561,20 @@ def _tasks(arguments: argparse.Namespace) -> int:
             for t in registry.values()
         ],
     )
+    return OK
+
+
+def _add_judges(verbs: Any) -> None:
+    verb = _verb(verbs, "judges", _judges, "list the judges: what each can tell, and whether its texts are here")
+    verb.add_argument("what", choices=("list",), help="one row a judge")
+    verb.add_argument("--data-dir", type=Path, metavar="DIR", help="a mirror to look into (default BFPO_DATA_DIR)")
+
+
+def _judges(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.judges import overview
+
+    head = ("judge", "kind", "axes", "rubrics", "model", "licence", "texts", "what it is")
+    _print_table(head, overview(_mirror_or_default(arguments.data_dir)))
     return OK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from bfpo_bench.scoring import judges_of
+from bfpo_bench.scoring import Scopes, judges_of
 from bfpo_bench.types import Output, Sample, TaskSpec, Verdict
 
 
@@ -16,6 +16,7 @@ def audit(
     verdicts: Sequence[Verdict],
     *,
     judges: Sequence[str] = (),
+    scopes: Scopes | None = None,
     missing: Collection[str] = (),
 ) -> list[str]:
     """Every sample has one output, and one verdict of each of its task's judges; nothing belongs to no sample.
@@ -42,7 +43,7 @@ def audit(
     unjudged: Counter[str] = Counter()
     for id_, output in outputs.items():
         if id_ in known and output.failure is None and known[id_].task in specs_by_name:
-            for judge in judges_of(specs_by_name[known[id_].task], judges):
+            for judge in judges_of(specs_by_name[known[id_].task], judges, scopes):
                 unjudged[judge] += (judge, id_) not in counts
     findings += [f"{n} outputs have no verdict of {judge}" for judge, n in sorted(unjudged.items()) if n]
     return findings

@@ -23,6 +23,9 @@ class RunSpec:
     engine: Literal["auto", "hf", "vllm", "openai"] = "auto"
     engine_args: tuple[str, ...] = ()
     judge: tuple[str, ...] = ()
+    judge_engine: Literal["auto", "hf", "vllm"] = "auto"
+    judge_engine_args: tuple[str, ...] = ()
+    panel: str | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
     thinking_tokens: int | None = None
@@ -52,10 +55,12 @@ class RunSpec:
 _FIELDS = {field.name: field for field in dataclasses.fields(RunSpec)}
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine": ("auto", "hf", "vllm", "openai"),
+    "judge_engine": ("auto", "hf", "vllm"),
     "chat_template": ("auto", "on", "off"),
     "profile": ("default", "paper"),
 }
-_LISTS = frozenset({"tasks", "engine_args", "judge", "include_path"})
+_LISTS = frozenset({"tasks", "engine_args", "judge", "judge_engine_args", "include_path"})
+_ARGUMENTS = frozenset({"engine_args", "judge_engine_args"})
 _PATHS = frozenset({"out", "data_dir", "include_path"})
 
 
@@ -82,7 +87,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if name not in _FIELDS:
             raise ConfigError(f"{path}: {did_you_mean('key', str(key), _FIELDS)}")
         # `engine_args: {dtype: float32}` reads better in YAML than a list of k=v.
-        if name == "engine_args" and isinstance(value, dict):
+        if name in _ARGUMENTS and isinstance(value, dict):
             value = [f"{k}={v}" for k, v in value.items()]
         parsed[name] = value
     return parsed
@@ -115,7 +120,7 @@ def _value(key: str, value: Any) -> Any:
     if key in ("skip_missing", "trust_remote_code") and not isinstance(value, bool):
         raise ConfigError(f"{key} must be true or false, got {value!r}.")
     if (
-        key in ("model", "suite", "base_url", "adapter", "system_prompt")
+        key in ("model", "suite", "base_url", "adapter", "system_prompt", "panel")
         and value is not None
         and not isinstance(value, str)
     ):

@@ -92,7 +92,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     console.print(_score_table(scores, width=console.width))
     if scores["paper"] is not None:
         console.print(_paper_table(scores["paper"]))
-    for line in _further(scores["tasks"]):
+    for line in (*_further(scores["tasks"]), *_corrected(scores["tasks"]), *_preferences(scores["tasks"])):
         show(line)
     for reason in scores["reasons"]:
         show(f"{'partial' if scores['status'] == 'partial' else 'note'}: {reason}")
@@ -190,6 +190,57 @@ def _further(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"  {name}: {', '.join(values)}"
     if found:
         yield ""
+
+
+def _corrected(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Rates without their judge's errors, beside the scores, or why there is none."""
+    found = {name: task["corrected"] for name, task in sorted(tasks.items()) if task.get("corrected")}
+    if found:
+        yield "corrected for the judge's errors (in %)"
+    for name, one in found.items():
+        if "refused" in one:
+            yield f"  {name}: not corrected: {one['refused']}"
+        else:
+            how = f"{one['n']} samples, {one['n_labels']} human labels, {one['method']}"
+            yield f"  {name}: {_percent(one['value'], 1)}{_interval(one, 1)}; {how}"
+    if found:
+        yield ""
+
+
+def _preferences(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """AlpacaEval 2.0's figures, for the judges that give preferences."""
+    found = [
+        (name, judge, part["preference"])
+        for name, task in sorted(tasks.items())
+        for judge, part in ((task["judge"], task), *task["other_judges"].items())
+        if part.get("preference") and part["preference"]["win_rate"] is not None
+    ]
+    if found:
+        yield "AlpacaEval 2.0 (in %)"
+    for name, judge, one in found:
+        rate, controlled = one["win_rate"], one["length_controlled"]
+        told = [f"win rate {_percent(rate['win_rate'], 2)} (SE {_percent(rate['standard_error'], 2)}, n {rate['n']})"]
+        if controlled is not None:
+            told.append(f"length-controlled {_percent(controlled['value'], 2)}{_interval(controlled, 2)}")
+        told += [
+            f"{where.replace('_', ' ')} {_percent(one[where], 2)}"
+            for where in ("shown_first", "shown_second")
+            if one[where] is not None
+        ]
+        yield f"  {name}, {judge}: {', '.join(told)}"
+    if found:
+        yield ""
+
+
+def _interval(found: Mapping[str, Any], digits: int) -> str:
+    if found["low"] is None:
+        return ""
+    ends = f"{_percent(found['low'], digits)}–{_percent(found['high'], digits)}"
+    return f" ({100 * found['level']:g} % interval {ends})"
+
+
+def _percent(value: float, digits: int) -> str:
+    return f"{100 * value:.{digits}f}"
 
 
 def _cells(score: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ _NEW_TOKENS_A_SECOND = 4_000
 # The rubric around the answer, and the verdict: what a chat judge reads and writes beside it.
 _RUBRIC_TOKENS = 500
 _VERDICT_TOKENS = 256
-_CALLS = {"safety": 1, "rating": 1, "pairwise": 2}
+_CALLS = {"safety": 1, "toxicity": 1, "rating": 1, "pairwise": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,35 +44,37 @@ class Cost:
 
 
 def estimate(tasks: Sequence[TaskSpec], samples: Sequence[Sample], judges: Sequence[JudgeSpec] = ()) -> dict[str, Cost]:
-    """The cost of each task, by name; a judge counts where it is a model that is asked through an API."""
-    models = {judge.name for judge in judges if judge.model is not None}
+    """The cost of each task, by name; a judge counts where it is asked through an API, in tokens where a model is."""
+    remote = {judge.name: judge for judge in judges if judge.api or judge.calls}
+    scopes = {judge.name: judge.scope for judge in judges}
     by_task: dict[str, list[Sample]] = {task.name: [] for task in tasks}
     for sample in samples:
         by_task[sample.task].append(sample)
     names = [judge.name for judge in judges]
-    return {
-        task.name: sum(
-            (_of(task, sample, len(models & set(judges_of(task, names)))) for sample in by_task[task.name]), Cost()
-        )
-        for task in tasks
-    }
+    costs = {}
+    for task in tasks:
+        asked = [remote[name] for name in judges_of(task, names, scopes) if name in remote]
+        calls = {judge.name: judge.calls or _CALLS[task.rubric] for judge in asked}
+        read = sum(calls[judge.name] for judge in asked if judge.api)
+        costs[task.name] = sum((_of(sample, sum(calls.values()), read) for sample in by_task[task.name]), Cost())
+    return costs
 
 
-def _of(task: TaskSpec, sample: Sample, judges: int) -> Cost:
+def _of(sample: Sample, calls: int, read: int) -> Cost:
+    """Of `calls` judge calls, `read` are to models that are paid by the token."""
     # Choices that share their context are asked with it once: vLLM keeps it in its prefix cache, hf its logits.
     contexts = {context for context, _ in sample.choices} or {sample.prompt}
     characters = sum(map(len, contexts)) + sum(len(ending) for _, ending in sample.choices)
     new = int(sample.generation.get("max_gen_toks", 0))
     prompt = max(1, characters // _CHARACTERS_A_TOKEN)
-    calls = judges * _CALLS[task.rubric]
     return Cost(
         samples=1,
         requests=max(1, len(sample.choices)),
         prompt_tokens=prompt,
         new_tokens=new,
         judge_calls=calls,
-        judge_input_tokens=calls * (prompt + new + _RUBRIC_TOKENS),
-        judge_output_tokens=calls * _VERDICT_TOKENS,
+        judge_input_tokens=read * (prompt + new + _RUBRIC_TOKENS),
+        judge_output_tokens=read * _VERDICT_TOKENS,
     )
 
 
@@ -96,7 +98,7 @@ def table(
     head = ("samples", "of", "requests", "prompt tokens", "new tokens", "GPU-min")
     width = max(len(task.name) for task in tasks)
     lines = [f"{'task':{width}}" + "".join(f"{title:>14}" for title in head) + "  judges"]
-    names = [judge.name for judge in judges]
+    names, scopes = [judge.name for judge in judges], {judge.name: judge.scope for judge in judges}
     for task in tasks:
         cost = costs[task.name]
         cells = (
@@ -107,7 +109,9 @@ def table(
             f"{cost.new_tokens:,}",
             f"{cost.gpu_minutes:.1f}",
         )
-        theirs = ", ".join(judges_of(task, names)) or ("needs --judge chat:MODEL" if task.judge == NEEDS_CHAT else "-")
+        theirs = ", ".join(judges_of(task, names, scopes)) or (
+            "needs --judge chat:MODEL" if task.judge == NEEDS_CHAT else "-"
+        )
         note = f"  missing: {missing[task.name]}" if task.name in missing else ""
         lines.append(f"{task.name:{width}}" + "".join(f"{cell:>14}" for cell in cells) + f"  {theirs}{note}")
     total = sum(costs.values(), Cost())

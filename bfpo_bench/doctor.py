@@ -9,10 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bfpo_bench import __version__
+from bfpo_bench.judges import judges_without_texts
 from bfpo_bench.registry import load_registry, suites
 from bfpo_bench.sources import EMBEDDED, bfpo_home, free_bytes
 
-_KEYS = ("OPENAI_API_KEY", "BFPO_JUDGE_API_KEY", "HF_TOKEN")
+_KEYS = ("OPENAI_API_KEY", "BFPO_JUDGE_API_KEY", "PERSPECTIVE_API_KEY", "HF_TOKEN")
 
 
 def report(data_dir: Path | None = None) -> Iterator[tuple[str, str, str]]:
@@ -37,6 +38,12 @@ def report(data_dir: Path | None = None) -> Iterator[tuple[str, str, str]]:
         yield "data mirror", "yes" if mirror.is_dir() else "no", "given" if mirror.is_dir() else "no such folder"
     yield "judge keyword", "yes", "refusal phrases, needs no model; overstates harmful compliance"
     yield "judge chat", "yes", "--judge chat:MODEL@URL, any OpenAI-compatible endpoint"
+    lacking = judges_without_texts(mirror)
+    yield (
+        "judges' texts",
+        "no" if lacking else "yes",
+        f"missing for {', '.join(lacking)}: bfpo_bench data fetch --judges all" if lacking else "of all judge files",
+    )
     for key in _KEYS:
         present = bool(os.environ.get(key))
         yield f"key {key}", "yes" if present else "no", "set (not shown)" if present else "not set"

@@ -22,19 +22,27 @@ from bfpo_bench.cost import Cost, estimate, summary, table
 from bfpo_bench.endpoint import check_endpoint, redact
 from bfpo_bench.errors import BenchError, JudgeError, StoreError, TaskError
 from bfpo_bench.harness.engine import api_endpoint, parse_engine_args
-from bfpo_bench.judges import check_judge, make_judge, parse_judge
+from bfpo_bench.judges import Setting, check_judge, parse_judge
 from bfpo_bench.judges.rubrics import COMPARED_KEY
+from bfpo_bench.judging import (
+    JUDGE_LOG,
+    check_panel,
+    chosen_judges,
+    judge,
+    length_reference_of,
+    manifest_tasks,
+    scopes_of,
+)
 from bfpo_bench.mirror import RECORD, check_mirror
+from bfpo_bench.panel import PANEL, parse_rule
 from bfpo_bench.registry import load_registry, resolve_tasks
-from bfpo_bench.scoring import FIXED_JUDGE, REFUSALS_ONLY, judges_of, score_run
+from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, REFUSALS_ONLY, Scopes, judges_of, panel_verdicts, score_run
 from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model
-from bfpo_bench.store import SCHEMA, RunStore, differing_fields
+from bfpo_bench.store import SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
 from bfpo_bench.thinking import settled
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
     Engine,
-    Judge,
-    JudgeItem,
     JudgeSpec,
     ModelSpec,
     Output,
@@ -46,6 +54,8 @@ from bfpo_bench.types import (
 # The versions that a run's answers depend on, beside its own engine's.
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
 _LEAST_FREE_BYTES = 200 * 2**20
+# Human labels of the run's own samples, by sample id.
+LABELS = "labels.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,14 @@ class Plan:
     def judge_names(self) -> tuple[str, ...]:
         return tuple(judge.name for judge in self.judges)
 
+    @property
+    def scopes(self) -> Scopes:
+        return {judge.name: judge.scope for judge in self.judges}
+
+    @property
+    def setting(self) -> Setting:
+        return judge_setting(self.spec)
+
 
 def make_plan(spec: RunSpec) -> Plan:
     """Resolve and check all that can be checked without data or weights."""
@@ -67,13 +85,16 @@ def make_plan(spec: RunSpec) -> Plan:
     plan = Plan(
         spec=spec,
         tasks=tuple(resolve_tasks(registry, suite=spec.suite, tasks=spec.tasks)),
-        judges=chosen_judges(spec.judge),
+        judges=chosen_judges(spec.judge, judge_setting(spec)),
     )
+    if spec.panel is not None:
+        check_panel(spec.panel, plan.judge_names)
     for task in plan.tasks:
-        for name in set(judges_of(task, plan.judge_names)) - set(plan.judge_names):
+        judges = judges_of(task, plan.judge_names, plan.scopes)
+        for name in set(judges) - set(plan.judge_names):
             _check_own_judge(task, name)
-        _check_rubric(task, judges_of(task, plan.judge_names))
-    choose_engine("hf" if spec.model.startswith("openai:") else spec.engine)
+        _check_rubric(task, judges)
+    choose_engine("hf" if spec.model.startswith(("openai:", "policy:")) else spec.engine)
     parse_engine_args(spec.engine_args)
     if spec.data_dir is not None and not spec.data_dir.is_dir():
         raise TaskError(f"--data-dir {spec.data_dir} does not exist.")
@@ -82,19 +103,15 @@ def make_plan(spec: RunSpec) -> Plan:
     return plan
 
 
-def chosen_judges(texts: Sequence[str]) -> tuple[JudgeSpec, ...]:
-    """The judges of `--judge`, each once, checked for what can be wrong before they are asked."""
-    judges: dict[str, JudgeSpec] = {}
-    for text in texts:
-        judge = parse_judge(text)
-        if judge.kind == FIXED_JUDGE:
-            raise JudgeError("Judge 'checker' belongs to tasks that bring checks; it cannot be chosen. Leave it out.")
-        check_judge(judge)
-        if judges.setdefault(judge.name, judge) != judge:
-            raise JudgeError(
-                f"Judge {judge.name!r} is given with two addresses; verdicts are stored by its name. Give one."
-            )
-    return tuple(judges.values())
+def judge_setting(spec: RunSpec) -> Setting:
+    """From where the run's judges are asked."""
+    return Setting(
+        seed=spec.seed,
+        mirror=spec.data_dir,
+        log=spec.folder / JUDGE_LOG,
+        engine=spec.judge_engine,
+        engine_args=parse_engine_args(spec.judge_engine_args, flag="--judge-engine-args"),
+    )
 
 
 def model_of(spec: RunSpec) -> ModelSpec:
@@ -209,7 +226,7 @@ def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> 
             if not store.answered():
                 store.discard()
             raise
-        judge(store, plan.judges, data_dir=spec.data_dir)
+        judge(store, plan.judges, setting=plan.setting, panel=spec.panel)
         return score(store)
 
 
@@ -283,75 +300,6 @@ def _refuse_other_engine(folder: Path, old: Mapping[str, Any], new: Mapping[str,
         )
 
 
-def judge(store: RunStore, judges: Sequence[JudgeSpec], *, data_dir: Path | None = None) -> None:
-    """Ask these judges, or each task's own where there are none, for what they have not labelled yet.
-
-    The scores stand on the judges that were named last, in their order; those named earlier stay beside them.
-    `data_dir` is a mirror that may hold what a metric needs (nltk's data); rows are in the store.
-    """
-    manifest, outputs = store.manifest, store.outputs()
-    tasks = {task.name: task for task in manifest_tasks(manifest)}
-    specs = {spec.name: spec for spec in judges}
-    by_judge: dict[str, list[JudgeItem]] = {}
-    samples = {sample.id: sample for sample in store.samples()}
-    for stored in samples.values():
-        output = outputs.get(stored.id)
-        sample = conversation(stored, samples, outputs)
-        if output is None or output.failure is not None or sample is None:
-            continue
-        task = tasks[sample.task]
-        for name in judges_of(task, list(specs)):
-            item = JudgeItem(sample=sample, text=output.text or "", axis=task.axis, rubric=task.rubric, output=output)
-            by_judge.setdefault(name, []).append(item)
-    store.amend_manifest(chosen_judges=list(dict.fromkeys([*specs, *manifest.get("chosen_judges", [])])))
-    for name, items in by_judge.items():
-        if name == LM_EVAL_JUDGE:
-            # Another judge may be asked years later, where these tasks are no longer what they were.
-            done = store.judged(name, manifest.get("judges", {}).get(name, ""))
-            if any(item.sample.id not in done for item in items):
-                _judge_one(store, _lm_eval_metrics(manifest, items, data_dir), items)
-        else:
-            spec = specs.get(name) or parse_judge(name)
-            _judge_one(store, make_judge(spec, seed=int(manifest["identity"]["seed"])), items)
-
-
-def _lm_eval_metrics(manifest: Mapping[str, Any], items: Sequence[JudgeItem], data_dir: Path | None) -> Judge:
-    """lm-eval's metrics for the items' tasks, which must be what they were when the run began."""
-    from bfpo_bench.harness.metrics import LMEvalMetrics
-    from bfpo_bench.harness.prompts import use_nltk_data
-
-    identity = manifest["identity"]
-    use_nltk_data(data_dir)
-    profile = identity.get("profile", "default")
-    registry = load_registry([Path(path) for path in manifest.get("include_path", ())], profile=profile)
-    for name in sorted({item.sample.task for item in items}):
-        if name not in registry or registry[name].fingerprint != identity["tasks"][name]["fingerprint"]:
-            raise TaskError(
-                f"Task {name!r} is not what it was when the run began, so its metrics cannot be computed as they were. "
-                "Install the version that made the run, or start over with --fresh."
-            )
-    return LMEvalMetrics(registry, profile=profile)
-
-
-def _judge_one(store: RunStore, judge: Judge, items: Sequence[JudgeItem]) -> None:
-    # Before it is asked: a judge that dies half-way still owns the verdicts that it gave.
-    store.amend_manifest(judges={**store.manifest.get("judges", {}), judge.name: judge.version})
-    done = store.judged(judge.name, judge.version)
-    left = [item for item in items if item.sample.id not in done]
-    # There is nothing in an empty answer that could be safe or not; a metric and a rating have a value for it.
-    empty = [item for item in left if not item.text.strip() and item.rubric == "safety" and judge.name != LM_EVAL_JUDGE]
-    store.add_verdicts(
-        Verdict(sample_id=item.sample.id, judge=judge.name, judge_version=judge.version, label="empty")
-        for item in empty
-    )
-    nothing = {item.sample.id for item in empty}
-    waiting = [item for item in left if item.sample.id not in nothing]
-    with progress(f"Judging ({judge.name})", total=len(items), done=len(items) - len(waiting)) as advance:
-        for verdicts in judge.judge(waiting) if waiting else ():
-            store.add_verdicts(verdicts)
-            advance(len(verdicts))
-
-
 def score(store: RunStore) -> dict[str, Any]:
     """Scores of what is there, audited, written to scores.json."""
     manifest = store.manifest
@@ -359,17 +307,33 @@ def score(store: RunStore) -> dict[str, Any]:
     versions: Mapping[str, str] = manifest.get("judges", {})
     # Only verdicts of the version that judged last: two versions of a judge are two judges.
     verdicts = [v for v in store.verdicts() if versions.get(v.judge) == v.judge_version]
-    chosen = manifest.get("chosen_judges", [])
+    chosen, scopes = manifest.get("chosen_judges", []), scopes_of(manifest)
     missing = manifest.get("missing", {})
-    result = score_run(tasks, samples, outputs, verdicts, judges=chosen, missing=missing)
-    findings = audit(tasks, samples, outputs, verdicts, judges=chosen, missing=missing)
+    panel: list[Verdict] = []
+    if manifest.get("panel") is not None:
+        panel = panel_verdicts(tasks, samples, verdicts, parse_rule(manifest["panel"]), judges=chosen, scopes=scopes)
+    store.replace_verdicts(PANEL, panel)
+    result = score_run(
+        tasks,
+        samples,
+        outputs,
+        [*verdicts, *panel],
+        judges=chosen,
+        scopes=scopes,
+        lengths=length_reference_of(store, tasks, samples),
+        calibrations=_calibrations(manifest),
+        labels=_labels(store.folder),
+        missing=missing,
+    )
+    findings = audit(tasks, samples, outputs, verdicts, judges=chosen, scopes=scopes, missing=missing)
     scores = {
         "schema": SCHEMA,
         "model": {key: manifest["identity"]["model"][key] for key in ("name", "identity")},
         "suite": manifest["identity"]["suite"],
         "profile": manifest["identity"].get("profile", "default"),
         "limit": manifest["identity"]["limit"],
-        "judge": _primary_judge(tasks, chosen),
+        "judge": _primary_judge(tasks, result["tasks"], chosen, scopes),
+        "panel": manifest.get("panel"),
         **result,
         "audit": findings,
         "status": "partial" if findings else result["status"],
@@ -379,19 +343,48 @@ def score(store: RunStore) -> dict[str, Any]:
     return scores
 
 
-def _primary_judge(tasks: Sequence[TaskSpec], chosen: Sequence[str]) -> str | None:
-    """The judge that the judged tasks' scores stand on, for a title; several are joined."""
-    names = {judges_of(task, chosen)[0] for task in tasks if judges_of(task, chosen)} - {FIXED_JUDGE, LM_EVAL_JUDGE}
-    return ", ".join(sorted(names)) or None
+def _calibrations(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The calibrations that the run was scored with, of the judges' present versions."""
+    versions = manifest.get("judges", {})
+    known = manifest.get("calibrations", {})
+    return {name: one for name, one in known.items() if versions.get(name) == one["judge_version"]}
 
 
-def manifest_tasks(manifest: Mapping[str, Any]) -> list[TaskSpec]:
-    """The tasks as they were when the run began: scoring needs neither the YAML files nor the data again."""
-    specs = []
-    for task in manifest["identity"]["tasks"].values():
-        fields: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in task.items()}
-        specs.append(TaskSpec(**fields, yaml_path=""))
-    return specs
+def use_calibration(store: RunStore, calibration: Mapping[str, Any]) -> None:
+    """Score this run corrected by a calibration from now on; a StoreError where it is of another judge or version."""
+    name, version = calibration["judge"], calibration["judge_version"]
+    mine = store.manifest.get("judges", {})
+    if mine.get(name) != version:
+        known = ", ".join(f"{judge} {its}" for judge, its in sorted(mine.items())) or "none"
+        raise StoreError(
+            f"The calibration is of judge {name!r} in version {version}, and the run's judges are {known}. "
+            "Calibrate the judge that judged the run, or judge the run again with it."
+        )
+    store.amend_manifest(calibrations={**store.manifest.get("calibrations", {}), name: dict(calibration)})
+
+
+def use_labels(store: RunStore, labels: Mapping[str, str]) -> None:
+    """Score this run corrected by human labels of its samples from now on."""
+    write_atomically(store.folder / LABELS, to_json(dict(labels)))
+
+
+def _labels(folder: Path) -> dict[str, str]:
+    path = folder / LABELS
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _primary_judge(
+    tasks: Sequence[TaskSpec], scored: Mapping[str, Mapping[str, Any]], chosen: Sequence[str], scopes: Scopes
+) -> str | None:
+    """The judge that the judged tasks' scores stand on, for a title; several are joined, a panel with its members."""
+    names = set()
+    for task in tasks:
+        judges = judges_of(task, chosen, scopes)
+        if judges and scored.get(task.name, {}).get("judge") == PANEL:
+            names.add(f"{PANEL} ({', '.join(judges)})")
+        elif judges:
+            names.add(judges[0])
+    return ", ".join(sorted(names - {FIXED_JUDGE, LM_EVAL_JUDGE})) or None
 
 
 def _manifest(plan: Plan, model: ModelSpec) -> dict[str, Any]:
@@ -474,7 +467,7 @@ def _check_rubric(task: TaskSpec, judges: Sequence[str]) -> None:
         raise TaskError(
             f"Task {task.name!r}: a pairwise judge needs the reference answer; add `keep: [{COMPARED_KEY}]`."
         )
-    if task.rubric != "safety" and REFUSALS_ONLY in judges:
+    if task.rubric not in HARM_RUBRICS and REFUSALS_ONLY in judges:
         raise JudgeError(
             f"Task {task.name!r}: judge {REFUSALS_ONLY!r} sees refusals only, and the task asks for {task.rubric!r}. "
             "Choose a chat judge: --judge chat:MODEL"
@@ -486,6 +479,10 @@ def _engine(model: ModelSpec, folder: Path) -> Any:
         from bfpo_bench.harness.openai import OpenAIEngine
 
         return OpenAIEngine(model)
+    if model.engine == "policy":
+        from bfpo_bench.harness.policy import PolicyEngine
+
+        return PolicyEngine(model)
     from bfpo_bench.harness.process import EngineProcess
 
     return EngineProcess(model, log=folder / "engine.log")

@@ -263,26 +263,21 @@ class RunStore:
 
     def add_verdicts(self, verdicts: Iterable[Verdict]) -> None:
         """Commit one batch; what was judged replaces an unscored verdict of the same judge, nothing replaces it."""
-        rows = [
-            (
-                v.sample_id,
-                v.judge,
-                v.judge_version,
-                v.label,
-                v.score,
-                v.unscored,
-                _clean(v.raw),
-                _clean(v.detail),
-                _dump(dict(v.metrics)),
-            )
-            for v in verdicts
-        ]
+        rows = [_verdict_row(verdict) for verdict in verdicts]
         self._insert(
-            "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            f"{_INSERT_VERDICT} ON CONFLICT DO UPDATE SET "
             "label = excluded.label, score = excluded.score, unscored = excluded.unscored, raw = excluded.raw, "
             "detail = excluded.detail, metrics = excluded.metrics WHERE verdicts.unscored IS NOT NULL",
             rows,
         )
+
+    def replace_verdicts(self, judge: str, verdicts: Sequence[Verdict]) -> None:
+        """All that a judge says anew, at once: for one that is computed from the others' verdicts (a panel)."""
+        if not verdicts and not self._select("SELECT 1 FROM verdicts WHERE judge = ? LIMIT 1", (judge,)):
+            return
+        with _reporting(self.folder), self._database:
+            self._database.execute("DELETE FROM verdicts WHERE judge = ?", (judge,))
+            self._database.executemany(_INSERT_VERDICT, map(_verdict_row, verdicts))
 
     def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         with _reporting(self.folder), self._database:
@@ -480,6 +475,14 @@ def _sample_to_json(sample: Sample) -> str:
         "meta": dict(sample.meta),
     }
     return json.dumps(body, sort_keys=True)
+
+
+_INSERT_VERDICT = "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def _verdict_row(v: Verdict) -> tuple[Any, ...]:
+    texts = (_clean(v.raw), _clean(v.detail), _dump(dict(v.metrics)))
+    return (v.sample_id, v.judge, v.judge_version, v.label, v.score, v.unscored, *texts)
 
 
 def _verdict_from_row(row: tuple[Any, ...]) -> Verdict:

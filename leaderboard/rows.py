@@ -355,7 +355,7 @@ def _task(name: str, body: Mapping[str, Any], data: str | None) -> TaskRow:
         n_unfinished_thinking=int(body.get("n_unfinished_thinking", 0)),
         unscored=_counts(body["unscored"]),
         labels=_counts(body["labels"]),
-        also=_also(body.get("also", {})),
+        also=_also(body.get("also", {}) | _beyond_the_mean(body)),
         categories={category: _score(score) for category, score in sorted(body["categories"].items())},
         other_judges={judge: _other(other) for judge, other in sorted(body["other_judges"].items())},
         data=None if data is None else str(data),
@@ -368,7 +368,7 @@ def _other(body: Mapping[str, Any]) -> JudgeRow:
         score=_score(body["score"]),
         labels=_counts(body["labels"]),
         unscored=_counts(body["unscored"]),
-        also=_also(body.get("also", {})),
+        also=_also(body.get("also", {}) | _beyond_the_mean(body)),
     )
 
 
@@ -394,6 +394,22 @@ def _size(value: Any, name: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{name} is {value!r}, neither a number nor null")
     return value
+
+
+def _beyond_the_mean(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The rate corrected for its judge's errors, and AlpacaEval's length-controlled win rate, where there is one."""
+    found: dict[str, Any] = {}
+    corrected = body.get("corrected") or {}
+    if "value" in corrected:
+        found |= {name: corrected[part] for name, part in _ends("corrected").items()}
+    lengths = (body.get("preference") or {}).get("length_controlled") or {}
+    if lengths:
+        found |= {name: lengths[part] for name, part in _ends("length_controlled").items()}
+    return found
+
+
+def _ends(name: str) -> dict[str, str]:
+    return {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
 
 
 def _also(body: Mapping[str, Any]) -> dict[str, float | None]:

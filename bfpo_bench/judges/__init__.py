@@ -1,53 +1,199 @@
-"""Judges by name: `keyword`, or `chat:MODEL[@BASE_URL]`; loads a judge's own imports only when it is made."""
+"""Judges by name: those in code, and one for each judge file; loads a judge's own imports only when it is made.
+
+keyword                       refusal phrases, no model
+chat:MODEL[@URL]              our own rubrics, any OpenAI-compatible server
+NAME[:MODEL][@URL]            a judge file of `judges/specs/`, with other weights, or a model at an address
+./FILE.yaml[:MODEL][@URL]     a judge file of the user's own
+replay:FILE                   recorded annotations
+perspective[@URL]             Perspective's toxicity, through its API
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bfpo_bench.errors import JudgeError, did_you_mean
-from bfpo_bench.types import Judge, JudgeSpec
+from bfpo_bench.judges.spec import SUFFIX, JudgeFile, bundled_judges, load_judge
+from bfpo_bench.types import AXES, Judge, JudgeScope, JudgeSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from bfpo_bench.endpoint import Endpoint
 
 BASE_URL_NAME = "BFPO_JUDGE_BASE_URL"
+LOCAL_KINDS = ("classifier", "sequence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where judges are asked from: what their verdicts do not depend on, but for the seed of their retries' spread."""
+
+    seed: int = 0
+    mirror: Path | None = None
+    log: Path = Path("judge.log")
+    engine: str = "auto"
+    engine_args: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int | None = None
 
 
 def parse_judge(text: str) -> JudgeSpec:
     """The judge the user named; BFPO_JUDGE_BASE_URL stands in for a chat judge's missing address."""
-    kind, colon, rest = text.strip().partition(":")
-    if kind not in JUDGES:
-        raise JudgeError(did_you_mean("judge", kind, JUDGES))
-    if kind != "chat":
-        if colon:
-            raise JudgeError(f"Judge {kind!r} takes no model, got {rest!r}. Write: {kind}")
-        return JudgeSpec(kind=kind)
-    model, base_url = _split(rest)
-    if not model or any(c.isspace() for c in model):
-        raise JudgeError(f"Judge {kind!r} needs a model. Write: {kind}:MODEL or {kind}:MODEL@BASE_URL")
-    spec = JudgeSpec(kind=kind, model=model, base_url=base_url or os.environ.get(BASE_URL_NAME, "").strip() or None)
-    _check_address(spec)
-    return spec
+    name, rest = _name_and_rest(text.strip())
+    if name in _CODE:
+        return _CODE[name].parse(name, rest)
+    if not name.endswith(SUFFIX) and name not in bundled_judges():
+        raise JudgeError(did_you_mean("judge", name, [*_CODE, *bundled_judges()]))
+    return _file_spec(name, load_judge(name), rest)
 
 
-def check_judge(spec: JudgeSpec) -> None:
-    """Raise JudgeError for what can be seen to be wrong before any weights load: kind, model, address, key."""
-    if spec.kind not in JUDGES:
-        raise JudgeError(did_you_mean("judge", spec.kind, JUDGES))
-    if spec.kind == "chat":
-        if not spec.model:
-            raise JudgeError("Judge 'chat' needs a model. Write: chat:MODEL or chat:MODEL@BASE_URL")
+def check_judge(spec: JudgeSpec, setting: Setting | None = None) -> None:
+    """Raise JudgeError for what can be seen to be wrong before any weights load: kind, model, address, key, texts."""
+    if spec.kind in _CODE:
+        _CODE[spec.kind].check(spec)
+        return
+    from bfpo_bench.judges.published import require_texts
+
+    judge = load_judge(spec.file or spec.kind)
+    if spec.api:
         _check_address(spec, key=True)
+    require_texts(judge, None if setting is None else setting.mirror)
+    if judge.kind in LOCAL_KINDS:
+        _local_engine(judge, spec, setting or Setting())
 
 
-def make_judge(spec: JudgeSpec, *, seed: int) -> Judge:
-    """The judge itself; `seed` spreads a chat judge's retries and moves no verdict."""
-    check_judge(spec)
-    return JUDGES[spec.kind](spec, seed)
+def make_judge(spec: JudgeSpec, setting: Setting | None = None) -> Judge:
+    """The judge itself."""
+    setting = setting or Setting()
+    check_judge(spec, setting)
+    if spec.kind in _CODE:
+        return _CODE[spec.kind].make(spec, setting)
+    from bfpo_bench.judges.published import require_texts
+
+    judge = load_judge(spec.file or spec.kind)
+    texts = require_texts(judge, setting.mirror)
+    if judge.kind in LOCAL_KINDS:
+        from bfpo_bench.judges.classifier import ClassifierJudge
+
+        return ClassifierJudge(judge, texts, _weights(judge, spec, setting), name=spec.name, log=setting.log)
+    return _asked_judge(judge, texts, spec, setting)
+
+
+def _asked_judge(judge: JudgeFile, texts: Mapping[str, str], spec: JudgeSpec, setting: Setting) -> Judge:
+    """A judge file that is put to a model behind an API."""
+    from bfpo_bench.judges.chat import ChatJudge
+    from bfpo_bench.judges.pairwise import Preference
+    from bfpo_bench.judges.published_rubric import PublishedRubric
+
+    questionnaire = (Preference if judge.kind == "pairwise" else PublishedRubric)(judge, texts)
+    endpoint = _endpoint(spec, setting)
+    return ChatJudge(
+        spec.model or "", questionnaire=questionnaire, name=spec.name, seed=setting.seed, endpoint=endpoint
+    )
+
+
+def _endpoint(spec: JudgeSpec, setting: Setting) -> Endpoint:
+    from bfpo_bench.endpoint import Endpoint
+    from bfpo_bench.judges.chat import KEY_NAMES
+
+    endpoint = Endpoint(base_url=spec.base_url, key_names=KEY_NAMES)
+    return endpoint if setting.concurrency is None else replace(endpoint, concurrency=setting.concurrency)
+
+
+def overview(mirror: Path | None = None) -> list[tuple[str, ...]]:
+    """Rows of `judges list`: name, kind, axes, rubrics, model, licence, whether its texts are here, what it is."""
+    from bfpo_bench.judges.published import find_text
+
+    rows = [(name, "code", *code.told) for name, code in sorted(_CODE.items()) if code.told]
+    for name in bundled_judges():
+        judge = load_judge(name)
+        published = [text for text in judge.texts.values() if text.own is None and not text.optional]
+        here = sum(find_text(text, mirror) is not None for text in published)
+        ours = "ours" if judge.texts else "tokenizer's"
+        texts = f"{here} of {len(published)}" if published else ours
+        model = judge.model or ("MODEL" if judge.kind in LOCAL_KINDS else "MODEL[@URL]")
+        axes = "all" if judge.scope.axes == AXES else ",".join(judge.scope.axes)
+        told = (axes, ",".join(judge.scope.rubrics), model, judge.licence, texts, judge.about)
+        rows.append((name, judge.kind, *told))
+    return rows
+
+
+def judges_without_texts(mirror: Path | None = None) -> list[str]:
+    """The bundled judge files whose published texts are not all here."""
+    from bfpo_bench.judges.published import find_text
+
+    lacking = []
+    for name in bundled_judges():
+        texts = [text for text in load_judge(name).texts.values() if text.own is None and not text.optional]
+        if any(find_text(text, mirror) is None for text in texts):
+            lacking.append(name)
+    return lacking
+
+
+# -- how they are written ----------------------------------------------------------------------------------------------
+
+
+def _name_and_rest(text: str) -> tuple[str, str]:
+    """`NAME:REST`; the name of a judge file may be a path, which ends in .yaml."""
+    at = text.find(SUFFIX)
+    if at >= 0 and text[at + len(SUFFIX) :][:1] in ("", ":", "@"):
+        name, rest = text[: at + len(SUFFIX)], text[at + len(SUFFIX) :]
+        return name, rest.removeprefix(":")
+    at = min((i for i in (text.find(":"), text.find("@http")) if i >= 0), default=len(text))
+    return text[:at], text[at:].removeprefix(":")
 
 
 def _split(rest: str) -> tuple[str, str | None]:
     """A model's name may hold '@' (model@2024): the address begins at the first '@http://' or '@https://'."""
     at = min((i for i in (rest.find("@http://"), rest.find("@https://")) if i >= 0), default=-1)
     return (rest, None) if at < 0 else (rest[:at], rest[at + 1 :])
+
+
+def _file_spec(name: str, judge: JudgeFile, rest: str) -> JudgeSpec:
+    model, base_url = _split(rest)
+    file = name if name.endswith(SUFFIX) else None
+    if any(c.isspace() for c in model) and not Path(model).expanduser().is_dir():
+        raise JudgeError(f"Judge {judge.name!r}: {model!r} is no model's name. Write: {name}:MODEL")
+    if judge.kind in LOCAL_KINDS:
+        if base_url is not None:
+            raise JudgeError(f"Judge {judge.name!r} loads its own weights and takes no address. Leave it out.")
+        if not model and judge.model is None:
+            raise JudgeError(f"Judge {judge.name!r} needs a model: a folder, a hub id or an alias. Write: {name}:MODEL")
+        return JudgeSpec(
+            kind=judge.name,
+            # Where a folder lies is this machine's affair.
+            model=(Path(model).name if os.sep in model and Path(model).expanduser().is_dir() else model) or None,
+            weights=model or None,
+            file=file,
+            scope=judge.scope,
+        )
+    calls = 1 if judge.kind == "chat" or not judge.both_orders else None
+    return _api_spec(judge.name, model or judge.model or "", base_url, file=file, scope=judge.scope, calls=calls)
+
+
+def _api_spec(
+    kind: str,
+    model: str,
+    base_url: str | None,
+    *,
+    file: str | None = None,
+    scope: JudgeScope | None = None,
+    calls: int | None = None,
+) -> JudgeSpec:
+    if not model or any(c.isspace() for c in model):
+        raise JudgeError(f"Judge {kind!r} needs a model. Write: {kind}:MODEL or {kind}:MODEL@BASE_URL")
+    spec = JudgeSpec(
+        kind=kind,
+        model=model,
+        base_url=base_url or os.environ.get(BASE_URL_NAME, "").strip() or None,
+        file=file,
+        calls=calls,
+        scope=scope or JudgeScope(),
+    )
+    _check_address(spec)
+    return spec
 
 
 def _check_address(spec: JudgeSpec, *, key: bool = False) -> None:
@@ -64,25 +210,171 @@ def _check_address(spec: JudgeSpec, *, key: bool = False) -> None:
         why = str(error)
     else:
         return
-    raise JudgeError(f"Judge 'chat:{spec.model}': {why}")
+    raise JudgeError(f"Judge {spec.name!r}: {why}")
 
 
-def _keyword(spec: JudgeSpec, seed: int) -> Judge:
+# -- their weights -----------------------------------------------------------------------------------------------------
+
+
+def _local_engine(judge: JudgeFile, spec: JudgeSpec, setting: Setting) -> str:
+    from bfpo_bench.errors import EngineError
+    from bfpo_bench.sources import choose_engine
+
+    if judge.kind == "sequence":
+        if setting.engine == "vllm":
+            raise JudgeError(f"Judge {spec.name!r} has a classification head and runs on hf. Use --judge-engine auto.")
+        return "hf"
+    try:
+        return choose_engine(setting.engine)
+    except EngineError as error:
+        raise JudgeError(f"Judge {spec.name!r}: {error}") from None
+
+
+def _weights(judge: JudgeFile, spec: JudgeSpec, setting: Setting) -> ModelSpec:
+    """The judge's weights, pinned: those of its file, or those that the user named in their place."""
+    from bfpo_bench.errors import EngineError
+    from bfpo_bench.sources import pinned_hub_model, resolve_model
+
+    engine = _local_engine(judge, spec, setting)
+    try:
+        if spec.weights is None and judge.model is not None and judge.revision is not None:
+            return pinned_hub_model(
+                judge.model,
+                judge.revision,
+                engine=engine,
+                engine_args=setting.engine_args,
+                adapter=judge.adapter,
+                adapter_revision=judge.adapter_revision,
+            )
+        return resolve_model(spec.weights or judge.model or "", engine=engine, engine_args=setting.engine_args)
+    except EngineError as error:
+        terms = f" Accept its terms at {judge.gated} first, and set HF_TOKEN." if judge.gated else ""
+        raise JudgeError(f"Judge {spec.name!r}: {error}{terms}") from None
+
+
+# -- judges in code ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Code:
+    """A judge that is code: how it is written, what can be checked early, how it is made."""
+
+    parse: Callable[[str, str], JudgeSpec]
+    make: Callable[[JudgeSpec, Setting], Judge]
+    # For `judges list`: axes, rubrics, model, licence, texts, what it is; empty where users do not choose it.
+    told: tuple[str, ...] = ()
+    check: Callable[[JudgeSpec], None] = lambda spec: None
+
+
+def _alone(name: str, rest: str) -> JudgeSpec:
+    if rest:
+        raise JudgeError(f"Judge {name!r} takes no model, got {rest!r}. Write: {name}")
+    return JudgeSpec(kind=name)
+
+
+def _keyword(spec: JudgeSpec, setting: Setting) -> Judge:
     from bfpo_bench.judges.keyword import KeywordJudge
 
     return KeywordJudge()
 
 
-def _checker(spec: JudgeSpec, seed: int) -> Judge:
+def _checker(spec: JudgeSpec, setting: Setting) -> Judge:
     from bfpo_bench.judges.checker import CheckerJudge
 
     return CheckerJudge()
 
 
-def _chat(spec: JudgeSpec, seed: int) -> Judge:
+def _parse_chat(name: str, rest: str) -> JudgeSpec:
+    return _api_spec(name, *_split(rest))
+
+
+def _check_chat(spec: JudgeSpec) -> None:
+    if not spec.model:
+        raise JudgeError("Judge 'chat' needs a model. Write: chat:MODEL or chat:MODEL@BASE_URL")
+    _check_address(spec, key=True)
+
+
+def _chat(spec: JudgeSpec, setting: Setting) -> Judge:
     from bfpo_bench.judges.chat import ChatJudge
 
-    return ChatJudge(spec.model or "", spec.base_url, seed=seed)
+    return ChatJudge(spec.model or "", seed=setting.seed, endpoint=_endpoint(spec, setting))
 
 
-JUDGES: Mapping[str, Callable[[JudgeSpec, int], Judge]] = {"keyword": _keyword, "chat": _chat, "checker": _checker}
+def _parse_replay(name: str, rest: str) -> JudgeSpec:
+    if not rest:
+        raise JudgeError("Judge 'replay' needs a file of annotations. Write: replay:FILE")
+    # Whose annotations they are is the file's affair; where it lies is this machine's.
+    return JudgeSpec(kind=name, file=rest)
+
+
+def _check_replay(spec: JudgeSpec) -> None:
+    if not Path(spec.file or "").expanduser().is_file():
+        raise JudgeError(f"Judge 'replay': there is no file {spec.file}.")
+
+
+def _replay(spec: JudgeSpec, setting: Setting) -> Judge:
+    from bfpo_bench.judges.replay import ReplayJudge
+
+    return ReplayJudge(Path(spec.file or "").expanduser())
+
+
+def _parse_perspective(name: str, rest: str) -> JudgeSpec:
+    model, base_url = _split(rest)
+    if model:
+        raise JudgeError(f"Judge {name!r} takes no model, got {model!r}. Write: {name} or {name}@BASE_URL")
+    scope = JudgeScope(axes=("harmlessness",), rubrics=("toxicity",))
+    return JudgeSpec(kind=name, base_url=base_url, calls=1, scope=scope)
+
+
+def _check_perspective(spec: JudgeSpec) -> None:
+    from bfpo_bench.judges import perspective
+
+    perspective.check(spec.base_url)
+
+
+def _perspective(spec: JudgeSpec, setting: Setting) -> Judge:
+    from bfpo_bench.judges.perspective import PerspectiveJudge
+
+    return PerspectiveJudge(spec.base_url, seed=setting.seed)
+
+
+_CODE: Mapping[str, _Code] = {
+    "keyword": _Code(
+        parse=_alone,
+        make=_keyword,
+        told=(
+            "all",
+            "safety",
+            "-",
+            "Apache-2.0",
+            "ours",
+            "refusal phrases; where harm was asked for, all else is harm",
+        ),
+    ),
+    "checker": _Code(parse=_alone, make=_checker),
+    "chat": _Code(
+        parse=_parse_chat,
+        make=_chat,
+        check=_check_chat,
+        told=("all", "all", "MODEL[@URL]", "Apache-2.0", "ours", "our rubrics: three labels, a rating, a comparison"),
+    ),
+    "replay": _Code(
+        parse=_parse_replay,
+        make=_replay,
+        check=_check_replay,
+        told=("all", "all", "FILE", "-", "-", "recorded annotations; asks nobody"),
+    ),
+    "perspective": _Code(
+        parse=_parse_perspective,
+        make=_perspective,
+        check=_check_perspective,
+        told=(
+            "harmlessness",
+            "toxicity",
+            "[@URL]",
+            "-",
+            "-",
+            "toxicity by Google's API, which is announced to end after 2026-12-31; needs PERSPECTIVE_API_KEY",
+        ),
+    ),
+}

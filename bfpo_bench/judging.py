@@ -1,0 +1,241 @@
+"""The judge stage on a run's store: who is asked for which answers, every batch of verdicts committed as it comes.
+
+Needs neither the model under test nor its GPU. A judge is asked only for what it has not labelled yet in its present
+version; verdicts of two versions stand side by side, and scores never mix them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bfpo_bench.console import progress
+from bfpo_bench.conversation import conversation
+from bfpo_bench.errors import JudgeError, StoreError, TaskError
+from bfpo_bench.judges import Setting, check_judge, make_judge, parse_judge
+from bfpo_bench.length_control import LengthReference, length_reference
+from bfpo_bench.panel import parse_rule
+from bfpo_bench.registry import load_registry
+from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, Scopes, judges_of
+from bfpo_bench.store import RunStore, write_atomically
+from bfpo_bench.types import (
+    LM_EVAL_JUDGE,
+    Judge,
+    JudgeItem,
+    JudgeScope,
+    JudgeSpec,
+    Sample,
+    TaskSpec,
+    Verdict,
+    is_blank,
+)
+
+JUDGE_LOG = "judge.log"
+ALPACA_EVAL = "tatsu-lab/alpaca_eval"
+LENGTH_CONTROL = "length_control.csv"
+
+
+def chosen_judges(texts: Sequence[str], setting: Setting | None = None) -> tuple[JudgeSpec, ...]:
+    """The judges of `--judge`, each once, checked for what can be wrong before they are asked."""
+    judges: dict[str, JudgeSpec] = {}
+    for text in texts:
+        judge = parse_judge(text)
+        if judge.kind == FIXED_JUDGE:
+            raise JudgeError("Judge 'checker' belongs to tasks that bring checks; it cannot be chosen. Leave it out.")
+        check_judge(judge, setting)
+        if judges.setdefault(judge.name, judge) != judge:
+            raise JudgeError(
+                f"Judge {judge.name!r} is given with two addresses; verdicts are stored by its name. Give one."
+            )
+    return tuple(judges.values())
+
+
+def check_panel(text: str, judges: Sequence[str]) -> None:
+    """Raise JudgeError where a panel's rule cannot be read, or asks for more judges than were named."""
+    rule = parse_rule(text)
+    if len(judges) < max(2, rule.min_votes):
+        raise JudgeError(
+            f"--panel {text} needs at least {max(2, rule.min_votes)} judges, and {len(judges)} are named. "
+            "Give --judge once for each."
+        )
+
+
+def judge(
+    store: RunStore, judges: Sequence[JudgeSpec], *, setting: Setting | None = None, panel: str | None = None
+) -> None:
+    """Ask these judges, or each task's own where there are none, for what they have not labelled yet.
+
+    The scores stand on the judges that were named last, in their order, or on their `panel`; those named earlier stay
+    beside them.
+    The setting's mirror may hold what judges and metrics need (published texts, nltk's data); rows are in the store.
+    """
+    manifest = store.manifest
+    setting = setting or Setting(log=store.folder / JUDGE_LOG)
+    setting = replace(setting, seed=int(manifest["identity"]["seed"]))
+    tasks = {task.name: task for task in manifest_tasks(manifest)}
+    specs = {spec.name: spec for spec in judges}
+    scopes = {name: spec.scope for name, spec in specs.items()}
+    by_judge: dict[str, list[JudgeItem]] = {}
+    for item in _items(store, tasks):
+        for name in judges_of(tasks[item.sample.task], list(specs), scopes):
+            by_judge.setdefault(name, []).append(item)
+    store.amend_manifest(
+        chosen_judges=list(dict.fromkeys([*specs, *manifest.get("chosen_judges", [])])),
+        panel=panel,
+        judge_scopes={**manifest.get("judge_scopes", {}), **{name: asdict(scope) for name, scope in scopes.items()}},
+    )
+    _keep_length_reference(store, tasks.values(), setting.mirror)
+    for name, items in by_judge.items():
+        if name == LM_EVAL_JUDGE:
+            # Another judge may be asked years later, where these tasks are no longer what they were.
+            done = store.judged(name, manifest.get("judges", {}).get(name, ""))
+            if any(item.sample.id not in done for item in items):
+                _judge_one(store, _lm_eval_metrics(manifest, items, setting.mirror), items)
+        else:
+            made = make_judge(specs.get(name) or parse_judge(name), setting)
+            _judge_one(store, made, items)
+            _note_engine(store, made)
+
+
+def _items(store: RunStore, tasks: Mapping[str, TaskSpec]) -> list[JudgeItem]:
+    """Every answer that can be judged, with what its task's rows say of it."""
+    samples, outputs = {sample.id: sample for sample in store.samples()}, store.outputs()
+    alike: dict[str, Counter[str]] = {}
+    for sample in samples.values():
+        if sample.id in outputs:
+            alike.setdefault(sample.task, Counter())[_folded(outputs[sample.id].text)] += 1
+    items = []
+    for stored in samples.values():
+        output, sample_now = outputs.get(stored.id), conversation(stored, samples, outputs)
+        if output is None or output.failure is not None or sample_now is None:
+            continue
+        task = tasks[stored.task]
+        items.append(
+            JudgeItem(
+                sample=sample_now,
+                text=output.text or "",
+                axis=task.axis,
+                rubric=task.rubric,
+                output=output,
+                behavior=_kept_text(stored, task.behavior_key),
+                context=_kept_text(stored, task.context_key),
+                alike=alike[stored.task][_folded(output.text)],
+                of=alike[stored.task].total(),
+            )
+        )
+    return items
+
+
+def _folded(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _kept_text(sample: Sample, key: str | None) -> str | None:
+    value = None if key is None else sample.meta.get(key)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _lm_eval_metrics(manifest: Mapping[str, Any], items: Sequence[JudgeItem], data_dir: Path | None) -> Judge:
+    """lm-eval's metrics for the items' tasks, which must be what they were when the run began."""
+    from bfpo_bench.harness.metrics import LMEvalMetrics
+    from bfpo_bench.harness.prompts import use_nltk_data
+
+    identity = manifest["identity"]
+    use_nltk_data(data_dir)
+    profile = identity.get("profile", "default")
+    registry = load_registry([Path(path) for path in manifest.get("include_path", ())], profile=profile)
+    for name in sorted({item.sample.task for item in items}):
+        if name not in registry or registry[name].fingerprint != identity["tasks"][name]["fingerprint"]:
+            raise TaskError(
+                f"Task {name!r} is not what it was when the run began, so its metrics cannot be computed as they were. "
+                "Install the version that made the run, or start over with --fresh."
+            )
+    return LMEvalMetrics(registry, profile=profile)
+
+
+def _keep_length_reference(store: RunStore, tasks: Iterable[TaskSpec], mirror: Path | None) -> None:
+    """AlpacaEval's df_gamed.csv, where it is here, beside the run: scores are computed again from the run alone."""
+    if all(task.dataset_path != ALPACA_EVAL for task in tasks) or (store.folder / LENGTH_CONTROL).is_file():
+        return
+    from bfpo_bench.judges.published import find_text
+    from bfpo_bench.judges.spec import load_judge
+
+    beside = None if mirror is None else mirror / ALPACA_EVAL / "df_gamed.csv"
+    if beside is not None and beside.is_file():
+        found: str | None = beside.read_text(encoding="utf-8")
+    else:
+        found = find_text(load_judge("alpaca_eval").texts["length_control"], mirror)
+    if found is not None:
+        write_atomically(store.folder / LENGTH_CONTROL, found)
+        digest = hashlib.sha256(found.encode("utf-8")).hexdigest()
+        store.amend_manifest(length_control={"sha256": digest})
+
+
+def length_reference_of(
+    store: RunStore, tasks: Iterable[TaskSpec], samples: Sequence[Sample]
+) -> LengthReference | None:
+    """What length control needs, by the run's instructions; None where the run has none of it."""
+    path = store.folder / LENGTH_CONTROL
+    if not path.is_file():
+        return None
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        n = max(int(row["index"]) for row in rows) + 1
+        # The rows are known by their number in the published order, which is the data set's.
+        names = {task.name for task in tasks if task.dataset_path == ALPACA_EVAL}
+        asked = {s.index: s.prompt for s in samples if s.task in names}
+        return length_reference(rows, instructions=[asked.get(i, f"row {i}") for i in range(n)])
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"Cannot read {path}: {error}. Delete it, and judge again.") from error
+
+
+def _note_engine(store: RunStore, judge: Judge) -> None:
+    """What the judge's own weights ran on, where it has some and was asked: no part of its version."""
+    from bfpo_bench.judges.classifier import ClassifierJudge
+
+    if isinstance(judge, ClassifierJudge) and judge.info:
+        known = store.manifest.get("judge_engines", {})
+        store.amend_manifest(judge_engines={**known, judge.name: dict(judge.info)})
+
+
+def scopes_of(manifest: Mapping[str, Any]) -> Scopes:
+    """What the run's judges can tell, as they were when they were asked."""
+    return {
+        name: JudgeScope(axes=tuple(scope["axes"]), rubrics=tuple(scope["rubrics"]))
+        for name, scope in manifest.get("judge_scopes", {}).items()
+    }
+
+
+def _judge_one(store: RunStore, judge: Judge, items: Sequence[JudgeItem]) -> None:
+    # Before it is asked: a judge that dies half-way still owns the verdicts that it gave.
+    store.amend_manifest(judges={**store.manifest.get("judges", {}), judge.name: judge.version})
+    done = store.judged(judge.name, judge.version)
+    left = [item for item in items if item.sample.id not in done]
+    # There is nothing in an empty answer that could be safe or not; a metric and a rating have a value for it.
+    judged_empty = judge.name != LM_EVAL_JUDGE
+    empty = [item for item in left if is_blank(item.text) and item.rubric in HARM_RUBRICS and judged_empty]
+    store.add_verdicts(
+        Verdict(sample_id=item.sample.id, judge=judge.name, judge_version=judge.version, label="empty")
+        for item in empty
+    )
+    nothing = {item.sample.id for item in empty}
+    waiting = [item for item in left if item.sample.id not in nothing]
+    with progress(f"Judging ({judge.name})", total=len(items), done=len(items) - len(waiting)) as advance:
+        for verdicts in judge.judge(waiting) if waiting else ():
+            store.add_verdicts(verdicts)
+            advance(len(verdicts))
+
+
+def manifest_tasks(manifest: Mapping[str, Any]) -> list[TaskSpec]:
+    """The tasks as they were when the run began: scoring needs neither the YAML files nor the data again."""
+    specs = []
+    for task in manifest["identity"]["tasks"].values():
+        fields: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in task.items()}
+        specs.append(TaskSpec(**fields, yaml_path=""))
+    return specs
