@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test setup model vllm-cpu lint lock clean
+.PHONY: demo test setup model texts vllm-cpu lint lock clean
 
 demo: setup
 	$(BIN)/python -m bfpo_bench run --model smollm2-135m --suite mini
 	$(BIN)/python -m bfpo_bench leaderboard runs --out site
 
-test: setup
+test: setup texts
 	$(BIN)/python -m pytest
 
 setup: $(VENV)/.installed model
@@ -18,6 +18,10 @@ setup: $(VENV)/.installed model
 # The embedded model is part of the set-up: neither demo nor tests need a network after it.
 model: $(VENV)/.installed
 	@$(BIN)/python -c "from bfpo_bench.sources import materialise; materialise('smollm2-135m', say=print)"
+
+# Published texts of judges, as far as they can be had from here; the tests of the others say what they lack.
+texts: $(VENV)/.installed
+	@$(BIN)/python -m bfpo_bench data fetch --judges all || echo "not all texts of judges are here: their tests are skipped"
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
