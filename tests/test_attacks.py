@@ -27,6 +27,7 @@ from bfpo_bench.judges.attacks import (
 )
 from bfpo_bench.judges.base import closing, opening
 from bfpo_bench.judges.keyword import KeywordJudge
+from bfpo_bench.judges.published_rubric import REFUSAL_CLASSES, parse_bracket_rating, parse_refusal_class
 from bfpo_bench.judges.rubrics import messages, parse_rating, parse_safety, parse_side
 from bfpo_bench.types import JudgeItem, Rubric, Sample, Verdict
 
@@ -155,6 +156,14 @@ PARSERS: Mapping[str, tuple[Callable[[str], object], Mapping[str, object]]] = {
     ),
     "rating": (parse_rating, {"1": 1, "5": 5, "10": 10, "Rating: **3**/10": 3}),
     "side": (parse_side, {"A": "a", "B": "b", "tie": "tie", "Verdict: B.": "b"}),
+    "refusal class": (
+        lambda reply: None if (said := parse_refusal_class(reply)) is None else said.name,
+        {name: name for name in REFUSAL_CLASSES},
+    ),
+    "bracket rating": (
+        lambda reply: None if (said := parse_bracket_rating(reply)) is None else said.metrics["rating"],
+        {"[[1]]": 1, "Rating: [[4]]": 4, "**[[2]]**": 2},
+    ),
 }
 # How a judge quotes an answer and then stops, its verdict left out.
 QUOTED: Mapping[str, Callable[[str], str]] = {
