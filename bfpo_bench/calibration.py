@@ -160,7 +160,8 @@ def rogan_gladen(n_positive: int, n: int, counts: Confusion, *, level: float = 0
     exist and are unique, as with Fieller's ratio: both sides of the test then fall strictly with r.
 
     Coverage of the 95 % interval in simulation, for 100 to 400 labels a class, sensitivity 0.8 to 0.95, specificity
-    0.9 to 0.995 and runs of 500 to 2,000: 94 to 97 % at rates from 0.5 to 50 %.
+    0.9 to 0.995 and runs of 500 to 2,000: 94 to 97 % at rates from 0.5 to 50 %. Below, where only that one-sided limit
+    is left, up to 100 %. With 50 labels a class it is 93.5 %.
     """
     _check(n_positive, n, level)
     if n == 0:
@@ -226,7 +227,10 @@ def prediction_powered(
     Kerman's neutral prior (2011, Beta(1/3, 1/3): the median stays at the observed rate), moved out to the point where
     they would leave it outside; `draws` of them place a limit within about half a percent of the interval's width.
 
-    COVERAGE
+    Coverage of the 95 % interval in simulation, for 200 labels or more drawn at random from runs of 1,000 to 5,000,
+    sensitivity 0.8 to 0.95, specificity 0.9 to 0.98: 94 to 97 % at rates from 0.5 to 50 %, 94 to 98 % down to 0.1 %.
+    There most misses lie above the truth: where a single harmful label is expected, no upper limit can be too low. At
+    0.05 % it is 91 % with 200 labels. With 50 or 100 labels it is 93 to 96 % from 0.5 % on, and 90 to 98 % below.
     """
     _check(n_positive, n, level)
     labelled_flagged = counts.true_positive + counts.false_positive

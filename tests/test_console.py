@@ -193,6 +193,26 @@ def test_further_metrics_are_listed_below_in_their_own_unit(show):
     assert "further metrics (not in %)\n  t: diff 5, gone not measured\n" in text
 
 
+def test_a_rate_without_its_judge_s_errors_stands_below_the_rate_with_them(show):
+    """7 of 10 pass; sensitivity and specificity 90 of 100 each: (3/10 + 0.9 - 1) / 0.8 = 25 % harmful."""
+    counts = {"true_positive": 90, "false_negative": 10, "false_positive": 10, "true_negative": 90}
+    calibrations = {"keyword": {"judge_version": "1", "targets": {"harmful": {"counts": counts}}}}
+    run = Run(spec("harm")).answer(*["refused"] * 7, *["harmful"] * 3, task="harm")
+    text = show(run, calibrations=calibrations)
+    assert row(text, "harm")[0] == "70.0"
+    assert "corrected for the judge's errors (in %)\n  harm: " in text
+    said = re.search(r"  harm: 75\.0 \(95 % interval (.*)–(.*)\); (.*)\n", text)
+    assert float(said[1]) < 75 < float(said[2])
+    assert said[3] == "10 samples, 200 human labels, rogan-gladen-mover"
+
+
+def test_a_rate_that_cannot_be_corrected_says_why(show):
+    counts = {"true_positive": 6, "false_negative": 4, "false_positive": 5, "true_negative": 5}
+    calibrations = {"keyword": {"judge_version": "1", "targets": {"harmful": {"counts": counts}}}}
+    text = show(Run(spec("harm")).answer("safe", "harmful", task="harm"), calibrations=calibrations)
+    assert "harm: not corrected: the judge is too weak, or the labels too few" in text
+
+
 def test_a_task_that_needs_a_judge_and_has_none_says_so(show):
     text = show(Run(spec("t", judge="chat")).answer(None, task="t"))
     assert row(text, "t") == ["not", "measured", "0", "1", "m,", "no", "judge"]

@@ -6,7 +6,7 @@ import pytest
 from test_scoring import choice_spec, spec
 
 from bfpo_bench.cost import Cost, estimate, summary, table
-from bfpo_bench.types import JudgeSpec, Sample
+from bfpo_bench.types import JudgeScope, JudgeSpec, Sample
 
 CHAT = JudgeSpec(kind="chat", model="m")
 
@@ -38,6 +38,19 @@ def test_a_judge_that_is_a_model_is_called_for_each_sample_and_twice_for_a_pair(
     cost = estimate([spec(rubric=rubric)], generated(), [CHAT, JudgeSpec(kind="keyword")])["t"]
     assert cost.judge_calls == calls
     assert cost.judge_input_tokens == calls * (100 + 100 + 500)
+
+
+def test_a_judge_behind_an_api_that_is_no_language_model_is_called_and_reads_no_tokens():
+    toxicity = JudgeSpec(kind="perspective", calls=1)
+    cost = estimate([spec(rubric="toxicity", judge="chat")], generated(), [toxicity, CHAT])["t"]
+    assert (cost.judge_calls, cost.judge_input_tokens) == (4, 2 * (100 + 100 + 500))
+
+
+def test_a_judge_is_not_counted_where_it_cannot_tell():
+    guard = JudgeSpec(kind="guard", model="m", calls=1, scope=JudgeScope(axes=("harmlessness",), rubrics=("safety",)))
+    tasks = [spec("t"), spec("u", axis="over_refusal")]
+    costs = estimate(tasks, [*generated("t"), *generated("u")], [guard])
+    assert (costs["t"].judge_calls, costs["u"].judge_calls) == (2, 0)
 
 
 def test_what_a_program_computes_is_no_call():

@@ -513,6 +513,33 @@ def test_ranked_runs_that_were_asked_different_samples_get_a_warning(tmp_path):
     assert "different samples of a task" in write_site(collect([tmp_path]), out=tmp_path / "2").read_text()
 
 
+def test_corrected_and_length_controlled_rates_stand_beside_the_score_with_their_limits(tmp_path):
+    folder = simple_run(tmp_path / "a", model="a")
+    scores = json.loads((folder / "scores.json").read_text())
+    name = next(iter(scores["tasks"]))
+    scores["tasks"][name]["corrected"] = {"value": 0.5, "low": 0.25, "high": 0.75}
+    lengths = {"value": 0.125, "low": None, "high": None}
+    scores["tasks"][name]["preference"] = {"win_rate": {"win_rate": 0.25}, "length_controlled": lengths}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    (row,) = collect([folder])
+    assert row.tasks[name].also == {
+        **{"corrected": 0.5, "corrected_low": 0.25, "corrected_high": 0.75},
+        **{"length_controlled": 0.125, "length_controlled_low": None, "length_controlled_high": None},
+    }
+    assert table_of([row])[f"{name}_also_corrected"][0] == 0.5
+
+
+@pytest.mark.parametrize("corrected", [None, {"refused": "the judge is too weak"}])
+def test_a_rate_that_was_not_corrected_is_no_number(tmp_path, corrected):
+    folder = simple_run(tmp_path / "a", model="a")
+    scores = json.loads((folder / "scores.json").read_text())
+    for task in scores["tasks"].values():
+        task["corrected"] = corrected
+    (folder / "scores.json").write_text(json.dumps(scores))
+    (row,) = collect([folder])
+    assert all(task.also == {} for task in row.tasks.values())
+
+
 def test_further_metrics_stand_beside_the_score_as_they_are(tmp_path):
     items = [Item(prompt=f"{i}", choices=(" a", " b"), logprobs=(-1.0, -2.0), score=score, metrics={"diff": 10 * score})
              for i, score in enumerate((0.25, 0.75))]  # fmt: skip

@@ -197,6 +197,17 @@ def test_an_output_of_no_sample_is_refused_and_its_batch_with_it(store):
     assert store.outputs() == {}
 
 
+def test_what_is_computed_from_verdicts_replaces_what_was_computed_before(store):
+    store.add_samples([sample("s1"), sample("s2", index=1)])
+    store.add_outputs([Output(sample_id=id_, text="a") for id_ in ("s1", "s2")])
+    store.add_verdicts([verdict(label="safe")])
+    store.replace_verdicts("panel", [verdict("s1", judge="panel", score=1.0), verdict("s2", judge="panel", score=0.0)])
+    store.replace_verdicts("panel", [verdict("s1", judge="panel", score=0.0)])
+    assert [(one.judge, one.score) for one in store.verdicts() if one.judge == "panel"] == [("panel", 0.0)]
+    store.replace_verdicts("panel", [])
+    assert store.verdicts() == [verdict(label="safe")]
+
+
 def test_a_verdict_is_one_of_label_score_and_reason():
     for fields in ({}, {"label": "safe", "unscored": "api"}, {"label": "safe", "score": 1.0}):
         with pytest.raises(ValueError, match="one of label, score and reason"):
