@@ -197,4 +197,13 @@ def _last_line(pattern: re.Pattern[str], reply: str) -> re.Match[str] | None:
         end = start - 1
     else:
         return None
-    return None if end - start > _LONGEST_VERDICT_LINE else pattern.fullmatch(reply, start, end)
+    if end - start > _LONGEST_VERDICT_LINE or _half_open(reply[start:end]):
+        return None
+    return pattern.fullmatch(reply, start, end)
+
+
+def _half_open(line: str) -> bool:
+    """Whether emphasis or code ends in the line that began further up: what it ends is a quotation."""
+    bare = line.strip().removeprefix("* ").rstrip(". ")
+    before = bare.rstrip("`*_")
+    return bare[len(before) :] not in before

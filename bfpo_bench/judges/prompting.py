@@ -21,6 +21,7 @@ from typing import Any
 from bfpo_bench.errors import JudgeError
 from bfpo_bench.judges import base
 from bfpo_bench.judges.spec import Ask, JudgeFile, pieces
+from bfpo_bench.types import INVISIBLE
 
 RULES_VERSION = "1"
 
@@ -263,11 +264,20 @@ def forgeable_markers(judge: JudgeFile) -> re.Pattern[str] | None:
     marks = [mark for markers in (judge.markers, *(t.markers for t in judge.texts.values())) for mark in markers]
     marks = [mark.strip() for mark in marks if not mark.startswith("{") and re.search(r'[\[\]<>#|"]', mark)]
     forgeable = sorted(set(marks), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, forgeable)), re.IGNORECASE) if forgeable else None
+    return re.compile("|".join(map(_lenient, forgeable)), re.IGNORECASE) if forgeable else None
+
+
+def _lenient(mark: str) -> str:
+    """A pattern of the mark, also with what is invisible between its characters, or signs in their full width."""
+    wide = (f"[{re.escape(c)}{chr(ord(c) + 0xFEE0)}]" if c in '[]<>#|"' else re.escape(c) for c in mark)
+    return f"[{INVISIBLE}]*+".join(wide)
+
+
+_SIGNS = str.maketrans({"#": "\u266f", "\uff03": "\u266f", '"': "\u201d", "\uff02": "\u201d"})
 
 
 def marker_look_alike(match: re.Match[str]) -> str:
-    return base.look_alike(match).replace("#", "\u266f").replace('"', "\u201d")
+    return base.look_alike(match).translate(_SIGNS)
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:

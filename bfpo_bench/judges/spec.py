@@ -149,7 +149,9 @@ class JudgeFile:
         """Sixteen hex digits over all of the file that can move a verdict."""
         told = ("about", "source", "licence", "scope", "gated", "texts")
         moving = {key: value for key, value in asdict(self).items() if key not in told}
-        moving["texts"] = {name: text.own or text.sha256 for name, text in sorted(self.texts.items())}
+        # Markers too: they decide what of an answer is made inert.
+        texts = sorted(self.texts.items())
+        moving["texts"] = {name: [text.own or text.sha256, text.markers] for name, text in texts}
         return hashlib.sha256(json.dumps(moving, sort_keys=True).encode()).hexdigest()[:16]
 
 
