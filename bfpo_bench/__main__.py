@@ -107,7 +107,7 @@ def _add_run(verbs: Any) -> None:
     verb = _verb(verbs, "run", _run, "generate, judge and score a model on a suite; run again to resume")
     # SUPPRESS: a flag that was not given must not hide the same key of --config.
     flag = _suppressing(verb)
-    flag("--model", help="smollm2-135m (embedded), a checkpoint folder, a hub id with @revision, or openai:NAME")
+    flag("--model", help="smollm2-135m (embedded), a folder, a hub id with @revision, openai:NAME or policy:NAME")
     flag("--suite", help="mini, paper, full, an axis or a task; with edits: paper+xstest_safe-alpaca_eval")
     flag("--tasks", metavar="A,B", help="single tasks, in addition to the suite")
     flag(

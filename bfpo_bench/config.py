@@ -68,7 +68,8 @@ def run_spec(flags: Mapping[str, Any], config: Path | None = None) -> RunSpec:
     """The one resolved RunSpec. Raises ConfigError naming the key, its value and the remedy."""
     merged = {**(_read_yaml(config) if config is not None else {}), **flags}
     if merged.get("model") is None:
-        raise ConfigError("No model given. Use --model: an alias (smollm2-135m), a folder, a hub id or openai:NAME.")
+        known = "an alias (smollm2-135m), a folder, a hub id, openai:NAME or policy:NAME"
+        raise ConfigError(f"No model given. Use --model: {known}.")
     return RunSpec(**{key: _value(key, value) for key, value in merged.items()})
 
 
