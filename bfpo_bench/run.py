@@ -20,7 +20,7 @@ from bfpo_bench.console import progress, say
 from bfpo_bench.conversation import conversation, waves
 from bfpo_bench.cost import Cost, estimate, summary, table
 from bfpo_bench.endpoint import check_endpoint, redact
-from bfpo_bench.errors import BenchError, JudgeError, StoreError, TaskError
+from bfpo_bench.errors import BenchError, ConfigError, JudgeError, StoreError, TaskError
 from bfpo_bench.harness.engine import api_endpoint, parse_engine_args
 from bfpo_bench.judges import Setting, check_judge, parse_judge
 from bfpo_bench.judges.rubrics import COMPARED_KEY
@@ -130,6 +130,8 @@ def model_of(spec: RunSpec) -> ModelSpec:
     )
     if model.engine == "openai":
         check_endpoint(api_endpoint(model))
+    if model.engine == "policy" and spec.thinking_tokens is not None:
+        raise ConfigError(f"{spec.model} is a fixed rule, which does not think. Leave out --thinking-tokens.")
     return model
 
 

@@ -152,6 +152,17 @@ BAD_INPUT = [
     bad("model", on(model="smollm-135m"), "'smollm-135m'", "Did you mean: smollm2-135m?"),
     bad("model folder", on(model="./no/such/folder"), "'./no/such/folder'"),
     bad("no model", "run --suite mini --out {out}", "--model"),
+    bad("policy", on(model="policy:refus"), "Unknown policy 'refus'", "Did you mean: refuse?"),
+    bad("policy that is none", on(model="policy:xyz"), "Unknown policy 'xyz'", "Known: comply, constant, echo"),
+    bad("--engine with a policy", on(model="policy:echo", more="--engine hf"), "policy:echo", "Leave out --engine."),
+    bad(
+        "a policy with what only a model could use",
+        on(model="policy:refuse", more="--system-prompt hello --adapter {empty} --chat-template on"),
+        "policy:refuse",
+        "Leave out --chat-template, --system-prompt, --adapter.",
+    ),
+    bad("thoughts of a policy", on(model="policy:echo", more="--thinking-tokens 64"), "policy:echo",
+        "Leave out --thinking-tokens."),
     bad("judge", on(more="--judge keywrod"), "Unknown judge 'keywrod'", "Did you mean: keyword?"),
     bad("judge without key", on(more="--judge chat:gpt-4o"), "chat:gpt-4o", "BFPO_JUDGE_API_KEY"),
     # Checkpoints

@@ -87,7 +87,8 @@ def _request(sample: Sample) -> str:
 
 def _stopped(text: str, generation: Mapping[str, Any]) -> str:
     """The text up to the first of the task's stop strings, as every engine keeps it."""
-    for stop in generation.get("until", ()):
+    until = generation.get("until", ())
+    for stop in [until] if isinstance(until, str) else until:
         if stop:
             text = text.partition(stop)[0]
     return text

@@ -159,6 +159,10 @@ def _file_spec(name: str, judge: JudgeFile, rest: str) -> JudgeSpec:
     if judge.kind in LOCAL_KINDS:
         if base_url is not None:
             raise JudgeError(f"Judge {judge.name!r} loads its own weights and takes no address. Leave it out.")
+        if model.startswith(("openai:", "policy:")):
+            raise JudgeError(
+                f"Judge {judge.name!r} reads probabilities of weights, and {model!r} has none. Name a folder."
+            )
         if not model and judge.model is None:
             raise JudgeError(f"Judge {judge.name!r} needs a model: a folder, a hub id or an alias. Write: {name}:MODEL")
         return JudgeSpec(
