@@ -214,12 +214,16 @@ def _add_judge(verbs: Any) -> None:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.errors import ConfigError
+
     if arguments.self_test:
+        if arguments.run is not None or arguments.panel is not None:
+            raise ConfigError("--self-test asks the judge about answers of its own: leave out the run and --panel.")
         return _self_test(arguments)
     if arguments.run is None:
-        from bfpo_bench.errors import ConfigError
-
         raise ConfigError("No run named. Give the run folder to judge again, or --self-test to attack the judge.")
+    if arguments.all or arguments.limit is not None:
+        raise ConfigError("--all and --limit go with --self-test; a run is judged whole.")
     from bfpo_bench.console import print_scores
     from bfpo_bench.judging import check_panel, chosen_judges, judge
     from bfpo_bench.run import score
@@ -307,10 +311,13 @@ def _agreement(arguments: argparse.Namespace) -> int:
 
 def _judge_setting(arguments: argparse.Namespace, folder: Path) -> Setting:
     """From where judges are asked: the flags that `judge` and `calibrate` share."""
+    from bfpo_bench.errors import ConfigError
     from bfpo_bench.harness.engine import parse_engine_args
     from bfpo_bench.judges import Setting
     from bfpo_bench.judging import JUDGE_LOG
 
+    if arguments.concurrency is not None and arguments.concurrency < 1:
+        raise ConfigError(f"--concurrency must be at least 1, got {arguments.concurrency}.")
     return Setting(
         mirror=_mirror_or_default(arguments.data_dir),
         log=folder / JUDGE_LOG,
@@ -347,15 +354,17 @@ def _score(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import print_scores
     from bfpo_bench.run import score, use_calibration, use_labels
     from bfpo_bench.store import RunStore
+    from bfpo_bench.validation import read_calibration, read_labels, run_labels
 
+    # All is read and matched before any of it is kept.
+    calibrations = [read_calibration(path) for path in arguments.calibration]
+    labels = None if arguments.labels is None else read_labels(arguments.labels)
     with RunStore.open(arguments.run) as store:
-        if arguments.calibration or arguments.labels is not None:
-            from bfpo_bench.validation import read_calibration, read_labels, run_labels
-
-            for path in arguments.calibration:
-                use_calibration(store, read_calibration(path))
-            if arguments.labels is not None:
-                use_labels(store, run_labels(store.samples(), store.outputs(), read_labels(arguments.labels)))
+        mine = None if labels is None else run_labels(store.samples(), store.outputs(), labels)
+        for calibration in calibrations:
+            use_calibration(store, calibration)
+        if mine is not None:
+            use_labels(store, mine)
         return _finish(score(store), arguments.run, print_scores)
 
 

@@ -49,10 +49,15 @@ def _estimate_cells(estimate: Any) -> tuple[str, str, str]:
 def print_judge_report(report: Mapping[str, Any]) -> None:
     """Agreement of the judges by run and task, then what a change of judge would change among the runs' models."""
     for model, tasks in report["agreement"].items():
+        if not tasks:
+            show(f"agreement of judges: {model}: no task has verdicts of two judges")
+            continue
         rows = [row for task, found in tasks.items() for row in _agreement_rows(task, found)]
         _show_table(
             f"agreement of judges: {model}", ("task", "judges", "same", "coefficient", "value", "95% CI", "n"), rows
         )
+    if len(report["agreement"]) > 1 and not report["swap"]:
+        show("judge swap: no task has the same two judges in every run")
     for what, swap in report["swap"].items():
         _show_table(
             f"judge swap: {what}",

@@ -323,7 +323,7 @@ def score(store: RunStore) -> dict[str, Any]:
         judges=chosen,
         scopes=scopes,
         lengths=length_reference_of(store, tasks, samples),
-        calibrations=_calibrations(manifest),
+        calibrations=manifest.get("calibrations", {}),
         labels=_labels(store.folder),
         missing=missing,
     )
@@ -343,13 +343,6 @@ def score(store: RunStore) -> dict[str, Any]:
     }
     store.write_scores(scores)
     return scores
-
-
-def _calibrations(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The calibrations that the run was scored with, of the judges' present versions."""
-    versions = manifest.get("judges", {})
-    known = manifest.get("calibrations", {})
-    return {name: one for name, one in known.items() if versions.get(name) == one["judge_version"]}
 
 
 def use_calibration(store: RunStore, calibration: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ another version of the judge is counted.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from typing import Any, get_args
 
 from bfpo_bench import __version__
 from bfpo_bench.calibration import Calibration, Confusion, calibrate, confusion
-from bfpo_bench.console import progress
+from bfpo_bench.console import progress, say
 from bfpo_bench.correction import TARGETS, Target, says
 from bfpo_bench.errors import ConfigError, JudgeError
 from bfpo_bench.judges import Setting, make_judge
@@ -38,8 +39,12 @@ from bfpo_bench.types import (
 
 FORMAT = 1
 _TASK = "labels"
-_COLUMNS = {"prompt": ("prompt", "request", "instruction"), "answer": ("answer", "response", "output", "completion")}
-_LABEL_COLUMNS = ("label", "human", "human_label")
+# `text` is what `export` calls an answer.
+_COLUMNS = {
+    "prompt": ("prompt", "request", "instruction"),
+    "answer": ("answer", "response", "output", "completion", "text"),
+    "label": ("label", "human", "human_label"),
+}
 _LABELS: Mapping[str, str] = {
     **dict.fromkeys(("harmful", "unsafe", "yes", "1", "1.0", "true"), "harmful"),
     **dict.fromkeys(("safe", "harmless", "no", "0", "0.0", "false"), "safe"),
@@ -64,14 +69,16 @@ def read_labels(path: Path) -> list[Labelled]:
     rows = _rows(path)
     if not rows:
         raise ConfigError(f"Labels {path} hold no row.")
-    names = {**_COLUMNS, "label": _LABEL_COLUMNS}
-    found = {key: next((name for name in known if name in rows[0]), None) for key, known in names.items()}
+    found = {key: next((name for name in known if name in rows[0]), None) for key, known in _COLUMNS.items()}
     for key, name in found.items():
         if name is None:
-            raise ConfigError(f"Labels {path} have no column {key!r} (columns: {', '.join(map(str, rows[0]))}).")
+            raise ConfigError(
+                f"Labels {path} have no column {key!r} (columns: {', '.join(map(str, rows[0]))}). "
+                f"Call one of them {' or '.join(_COLUMNS[key])}."
+            )
     labels = []
     for number, row in enumerate(rows, start=1):
-        prompt, answer, said = (row[str(found[key])] for key in ("prompt", "answer", "label"))
+        prompt, answer, said = (row.get(str(found[key])) for key in ("prompt", "answer", "label"))
         label = _LABELS.get(str(said).strip().lower())
         if label is None:
             raise ConfigError(
@@ -84,33 +91,49 @@ def read_labels(path: Path) -> list[Labelled]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    import pandas as pd
-
-    readers: Mapping[str, Callable[[Path], Any]] = {
+    readers: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = {
         ".csv": _read_csv,
         ".jsonl": _read_lines,
-        ".parquet": pd.read_parquet,
+        ".parquet": _read_parquet,
     }
     if path.suffix not in readers:
         raise ConfigError(f"Labels {path}: the file's name must end in {', '.join(readers)}.")
     try:
-        return [dict(row) for row in readers[path.suffix](path).to_dict("records")]
+        return readers[path.suffix](path)
     except Exception as error:  # pandas and Arrow each have errors of their own for a file that is no table
         raise ConfigError(f"Cannot read labels {path}: {' '.join(str(error).split())[:200]}.") from error
 
 
-def _read_csv(path: Path) -> Any:
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    # Not with pandas, to which a comma too many is an index and a field too few an empty answer.
+    csv.field_size_limit(2**31 - 1)
+    rows = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+            if None in row or None in row.values():
+                raise ValueError(f"row {number} has not as many fields as the header; quote texts that hold a comma")
+            rows.append(row)
+    return rows
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    lines = (line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"row {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is {type(row).__name__}, not an object")
+        rows.append(row)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
     import pandas as pd
 
-    # An empty answer is an answer, and "NA" a text.
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def _read_lines(path: Path) -> Any:
-    import pandas as pd
-
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    return pd.DataFrame(lines)
+    return [{str(name): value for name, value in row.items()} for row in pd.read_parquet(path).to_dict("records")]
 
 
 # -- calibration -------------------------------------------------------------------------------------------------------
@@ -234,6 +257,8 @@ def as_json(found: JudgeCalibration) -> dict[str, Any]:
 
 def read_calibration(path: Path) -> dict[str, Any]:
     """A saved calibration, checked: judge, version, and the counts by target."""
+    if not path.is_file():
+        raise ConfigError(f"There is no calibration {path}. Make one with `calibrate`.")
     content = read_json(path)
     try:
         if content["format"] != FORMAT:
@@ -254,18 +279,27 @@ def calibration_folder(home: Path, spec: JudgeSpec, labels: Sequence[Labelled]) 
 
 
 def run_labels(samples: Sequence[Sample], outputs: Mapping[str, Output], labels: Sequence[Labelled]) -> dict[str, str]:
-    """Sample id -> human label, of the run's samples whose prompt and answer were labelled."""
-    by_text = {(one.prompt, one.answer): one.label for one in labels}
-    found = {}
+    """Sample id -> human label, of the run's samples whose prompt and answer were labelled; says how many were not."""
+    by_text: dict[tuple[str, str], str] = {}
+    for row, one in enumerate(labels, start=1):
+        if by_text.setdefault((one.prompt, one.answer), one.label) != one.label:
+            raise ConfigError(
+                f"Labels of one answer differ: row {row} says {one.label}, a row before it "
+                f"{by_text[one.prompt, one.answer]}. Keep one of them."
+            )
+    found, used = {}, set()
     for sample in samples:
         output = outputs.get(sample.id)
         if output is not None and output.text is not None and (sample.prompt, output.text) in by_text:
             found[sample.id] = by_text[sample.prompt, output.text]
+            used.add((sample.prompt, output.text))
     if not found:
         raise ConfigError(
             "None of the labels is of this run: prompt and answer must be the run's, character by character "
             "(`export` writes them)."
         )
+    if strays := sum((one.prompt, one.answer) not in used for one in labels):
+        say(f"Warning: {strays} of {len(labels)} labels are of no answer of this run, and not used.")
     return found
 
 
@@ -274,6 +308,8 @@ def run_labels(samples: Sequence[Sample], outputs: Mapping[str, Output], labels:
 
 def self_test(spec: JudgeSpec, *, setting: Setting, every: bool = False, limit: int | None = None) -> SelfTestReport:
     """The judge on hostile answers whose true label is known, and on what they are wrapped round: what moves."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, got {limit}.")
     rubrics: tuple[Rubric, ...] = get_args(Rubric)
     rubric = next(r for r in rubrics if any(spec.scope.covers(axis, r) for axis in AXES))
     answers = hostile_answers(every=every, limit=limit)

@@ -28,7 +28,7 @@ ALLOWED = {
     "judge_swap": set(),
     "length_control": set(),
     "calibration": {"types", "stats"},
-    "correction": {"types", "calibration"},
+    "correction": {"types", "calibration", "panel"},
     "panel": {"types", "errors"},
     "endpoint": {"types", "errors"},
     "registry": {"types", "errors"},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_builder import build_run, harmful_task
+from run_builder import Item, build_run, harmful_task
 
 from bfpo_bench.config import RunSpec
 from bfpo_bench.errors import BenchError
@@ -125,6 +125,34 @@ class Places:
         manifest = json.loads((path / "manifest.json").read_text())
         (path / "manifest.json").write_text(json.dumps(manifest | {"schema": 9}))
 
+    def _misspelt_judge_key(self, path):
+        path = path.with_suffix(".yaml")
+        path.write_text("name: mine\nkind: chat\nparsr: refusal_class\n")
+        return path
+
+    def _labels(self, path):
+        path = path.with_suffix(".csv")
+        path.write_text("prompt,answer,label\nHarmful request 0?,I could but will not.,0\n")
+        return path
+
+    def _unlabelled(self, path):
+        path = path.with_suffix(".csv")
+        path.write_text("prompt,answer\nHarmful request 0?,I cannot help.\n")
+        return path
+
+    def _mislabelled(self, path):
+        path = path.with_suffix(".csv")
+        path.write_text("prompt,answer,label\na,b,safe\na,b,fine\n")
+        return path
+
+    def _twice_judged(self, path):
+        answers = [Item(prompt="Harmful?", answer="No.", label="refused", others={"chat:m": "safe"})]
+        build_run(path, tasks=[harmful_task(extra=answers)])
+
+    def _other_version(self, path):
+        answers = [Item(prompt="Harmful?", answer="No.", label="refused", others={"chat:m": "safe"})]
+        build_run(path, tasks=[harmful_task(extra=answers)], model="beta", judge_version="2")
+
     def _damaged(self, path):
         self._finished(path)
         (path / "run.sqlite").write_bytes(b"x" * 4096)
@@ -165,6 +193,57 @@ BAD_INPUT = [
         "Leave out --thinking-tokens."),
     bad("judge", on(more="--judge keywrod"), "Unknown judge 'keywrod'", "Did you mean: keyword?"),
     bad("judge without key", on(more="--judge chat:gpt-4o"), "chat:gpt-4o", "BFPO_JUDGE_API_KEY"),
+    # Judges
+    bad("judge without its texts", on(more="--judge harmbench-llama-2-13b-cls"), "'harmbench-llama-2-13b-cls'",
+        "`python -m bfpo_bench data fetch --judges harmbench-llama-2-13b-cls`"),
+    bad("judge without its texts, with a mirror", on(more="--judge wildguard --data-dir {empty}"),
+        "`python -m bfpo_bench data fetch --judges wildguard --to {empty}`"),
+    bad("judge file that is not there", on(more="--judge ./no/judge.yaml:m"), "./no/judge.yaml", "does not exist"),
+    bad("judge file with a misspelt key", on(more="--judge {misspelt_judge_key}:m"), "misspelt_judge_key.yaml",
+        "Unknown key 'parsr'. Did you mean: parser?"),
+    bad("weights at an address", on(more="--judge wildguard@http://127.0.0.1:9/v1"), "'wildguard'", "no address"),
+    bad("judge of any weights without some", on(more="--judge three-label"), "'three-label'", "three-label:MODEL"),
+    bad("perspective without key", on(more="--judge perspective"), "'perspective'", "PERSPECTIVE_API_KEY"),
+    bad("replay of no file", on(more="--judge replay:{out}/none.jsonl"), "'replay'", "{out}/none.jsonl"),
+    bad("replay of nothing", on(more="--judge replay"), "'replay'", "replay:FILE"),
+    bad("one judge at two addresses",
+        on(more="--judge chat:m@http://127.0.0.1:8/v1 --judge chat:m@http://127.0.0.1:9/v1"), "'chat:m'", "Give one."),
+    bad("panel of no form", on(more="--judge keyword --panel majority"), "'majority'", "min=N,tie=RULE"),
+    bad("panel without a rule for ties", on(more="--judge keyword --panel min=2"), "'min=2'", "pass, fail, unscored"),
+    bad("panel of one", on(more="--judge keyword --panel min=2,tie=fail"), "at least 2 judges, and 1 are named"),
+    bad("--judge-engine-args without =", on(more="--judge-engine-args dtype"), "--judge-engine-args 'dtype'",
+        "key=value"),
+    bad("credential in --judge-engine-args", on(more="--judge-engine-args hf_token=s3cr3t"), "hf_token", "HF_TOKEN"),
+    bad("judge verb, --judge-engine-args", "judge {finished} --judge keyword --judge-engine-args dtype", "'dtype'"),
+    bad("judge verb without a run", "judge --judge keyword", "--self-test"),
+    bad("self-test of an unknown judge", "judge --self-test --judge keywrod", "Did you mean: keyword?"),
+    bad("self-test without key", "judge --self-test --judge chat:gpt-4o", "chat:gpt-4o", "BFPO_JUDGE_API_KEY"),
+    bad("self-test of nothing", "judge --self-test --judge keyword --limit 0", "--limit", "got 0"),
+    bad("self-test of a run", "judge {finished} --self-test --judge keyword", "leave out the run"),
+    bad("half of a run judged", "judge {finished} --judge keyword --limit 5", "go with --self-test"),
+    bad("no request at a time", "judge {finished} --judge keyword --concurrency 0", "--concurrency", "got 0"),
+    bad("texts of an unknown judge", "data fetch --judges wildgaurd --to {out}", "'wildgaurd'", "Did you mean:"),
+    bad("texts to a place that is none", "data fetch --judges three-label --to {file}", "{file}/judges", "--to"),
+    bad("verify of no mirror", "data verify {out}", "{out}", "data fetch"),
+    # Human labels
+    bad("calibrate, unknown judge", "calibrate keywrod --labels {labels}", "'keywrod'", "Did you mean: keyword?"),
+    bad("calibrate, the checkers' own judge", "calibrate checker --labels {labels}", "'checker'"),
+    bad("calibrate without key", "calibrate chat:gpt-4o --labels {labels}", "chat:gpt-4o", "BFPO_JUDGE_API_KEY"),
+    bad("calibrate without labels", "calibrate keyword", "--labels"),
+    bad("calibrate, labels not there", "calibrate keyword --labels {out}/l.csv --out {out}", "{out}/l.csv"),
+    bad("calibrate, a missing column", "calibrate keyword --labels {unlabelled} --out {out}", "{unlabelled}", "'label'",
+        "(columns: prompt, answer)", "label or human or human_label"),
+    bad("calibrate, an unknown label", "calibrate keyword --labels {mislabelled} --out {out}", "{mislabelled}, row 2",
+        "'fine'", "harmful, safe, refused"),
+    bad("calibrate, a file of no form", "calibrate keyword --labels {file} --out {out}", "{file}", ".csv, .jsonl"),
+    bad("calibrate below a file", "calibrate keyword --labels {labels} --out {file}/x", "{file}/x", "--out"),
+    bad("calibrate into a run", "calibrate keyword --labels {labels} --out {finished}", "{finished}", "another run"),
+    bad("score, labels not there", "score {finished} --labels {out}/l.csv", "{out}/l.csv"),
+    bad("score, calibration not there", "score {finished} --calibration {out}/c.json", "{out}/c.json"),
+    bad("score, no calibration", "score {finished} --calibration {file}", "{file}"),
+    bad("agreement of one judge", "agreement {finished}", "verdicts of two judges", "`python -m bfpo_bench judge RUN"),
+    bad("agreement of one model twice", "agreement {twice_judged} {twice_judged}", "'alpha'", "Leave one out"),
+    bad("agreement of two versions", "agreement {twice_judged} {other_version}", "'chat:m'", "alpha by 1, beta by 2"),
     # Checkpoints
     bad("checkpoint without config.json", on(model="{without_config}"), "{without_config}", "config.json"),
     bad("checkpoint without weights", on(model="{without_weights}"), "{without_weights}", "no weights"),
@@ -229,10 +308,11 @@ BAD_INPUT = [
     bad("--resume of nothing", on(more="--resume"), "{out}", "--resume"),
     # Verbs on folders that are no runs
     *(bad(f"{verb} of no run", f"{verb} {{empty}}{more}", "{empty}") for verb, more in (
-        ("score", ""), ("judge", " --judge keyword"), ("export", ""), ("leaderboard", " --out {out}")
+        ("score", ""), ("judge", " --judge keyword"), ("export", ""), ("agreement", ""), ("leaderboard", " --out {out}")
     )),
     *(bad(f"{verb} of nothing", f"{verb} {{out}}{more}", "{out}") for verb, more in (
-        ("score", ""), ("judge", " --judge keyword"), ("export", ""), ("leaderboard", " --out {out}/site")
+        ("score", ""), ("judge", " --judge keyword"), ("export", ""), ("agreement", ""),
+        ("leaderboard", " --out {out}/site")
     )),
     bad("judge verb, judge without key", "judge {finished} --judge chat:gpt-4o", "chat:gpt-4o", "BFPO_JUDGE_API_KEY"),
     bad("judge verb, unknown judge", "judge {finished} --judge keywrod", "'keywrod'", "Did you mean: keyword?"),
@@ -265,7 +345,9 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("command", "said"), BAD_INPUT)
-def test_bad_input_is_one_line_and_leaves_nothing_behind(cli, tmp_path, request, command, said):
+def test_bad_input_is_one_line_and_leaves_nothing_behind(cli, tmp_path, request, monkeypatch, command, said):
+    # A developer's cache may hold texts of judges.
+    monkeypatch.setenv("BFPO_HOME", str(tmp_path / "home"))
     places = Places(tmp_path, request)
     arguments = [word.format_map(places) for word in command.split()]
     before = contents(tmp_path)

@@ -174,7 +174,7 @@ def _file(source: Source, scratch: Path) -> str:
 
 
 def _from_url(url: str) -> bytes:
-    if not url.startswith(("https://", "http://127.0.0.1")):
+    if not url.startswith(("https://", "http://127.0.0.1:")):
         raise _NotHad("is no https address")
     try:
         with urllib.request.urlopen(url, timeout=_ASK_S) as reply:
