@@ -1,6 +1,6 @@
 """What the path of a classifier judge costs over its bare engine, on the very same tokens; verdicts of both engines.
 
-    python benchmarks/judge_speed.py [--judge three-label] [--model smollm2-135m] [--engine both] [--n 300] [--repeats 5]
+    python benchmarks/judge_speed.py [--judge three-label] [--model smollm2-135m] [--engine both] [--n 200]
 
 Requests and answers are plain words drawn by seed, the answers' lengths log-normal (`--answer-tokens 20 600`: cut at
 both ends, which are two standard deviations from the median). One engine is loaded and asked in turn, the order turned
@@ -10,7 +10,7 @@ ours      `ClassifierJudge.judge`, as a judge stage calls it: templates, tokens,
           batch of them committed to a store; only loading is taken out of it
 bare      vllm: one `vllm.LLM.generate` of all prompts, `SamplingParams(max_tokens=1)` made as cheap as it gets: greedy,
           no log-probabilities, not turned into text. hf: a loop of plain transformers over batches of like length,
-          sorted over all prompts, as many tokens a batch as ours (`--batch-tokens`), last logits only, their argmax
+          sorted over all prompts, as many tokens a batch as ours, the last position's logits only, their argmax
 named     vllm only: the same call with the sampling parameters of ours, which name the options' tokens
 
 Bare and named are given the token ids that ours sent, run inside the judge's process, next to the engine, and hand
@@ -32,14 +32,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bfpo_bench.errors import BenchError, JudgeError
 from bfpo_bench.harness.engine import parse_engine_args
-from bfpo_bench.harness.next_token import NextToken, Query, Share, open_next_token
+from bfpo_bench.harness.next_token import _BATCH_TOKENS, NextToken, Query, Share, open_next_token
 from bfpo_bench.harness.process import HostProcess
 from bfpo_bench.judges import Setting, classifier, make_judge, parse_judge
 from bfpo_bench.judges.prompting import Passage
@@ -47,25 +47,25 @@ from bfpo_bench.judges.reader import Reader, ReaderSpec
 from bfpo_bench.judges.spec import load_judge
 from bfpo_bench.sources import resolve_model
 from bfpo_bench.store import SCHEMA, RunStore
-from bfpo_bench.types import Judge, JudgeItem, Sample, Verdict
+from bfpo_bench.types import Judge, JudgeItem, Output, Sample, Verdict
 
-AIM = 0.9
 PEERS = {"hf": ("bare",), "vllm": ("bare", "named")}
 WORDS = (
-    "apple river stone garden window music paper silver morning winter bridge candle letter market forest orange table "
-    "summer yellow rabbit kitchen mountain travel simple quiet bright little open slow warm round early walk carry "
-    "build paint write read cook listen wait follow because after before under behind between through around and with"
-).split()
+    "apple river stone garden window music paper silver morning winter bridge candle letter market forest orange "
+    "table summer yellow rabbit kitchen mountain travel simple quiet bright little open slow warm round early "
+    "walk carry build paint write read cook listen wait follow because after before under behind between through "
+    "around and with"
+)
 
 
 def answers(n: int, *, shortest: int, longest: int, seed: int) -> list[JudgeItem]:
     """Requests of a few words, and answers of log-normal length; one word is about one token."""
-    draw = random.Random(seed)
+    draw, known = random.Random(seed), WORDS.split()
     # The bounds lie two standard deviations below and above the median.
     middle, deviation = (shortest * longest) ** 0.5, (longest / shortest) ** 0.25
 
     def words(k: int) -> str:
-        return " ".join(draw.choices(WORDS, k=k))
+        return " ".join(draw.choices(known, k=k))
 
     items = []
     for i in range(n):
@@ -98,14 +98,16 @@ class Recorded:
 
 
 class Both:
-    """The judge's reader, and its engine asked bare for what the reader sent it last."""
+    """The judge's reader, and its engine asked bare for what the reader sent it last.
+
+    `answer` yields the reader's readings, or for the other ways one value: seconds, or the lengths of the prompts.
+    """
 
     def __init__(self, spec: ReaderSpec) -> None:
         began = time.perf_counter()
         self._recorded = Recorded(open_next_token(spec.model))
         model: NextToken = self._recorded
         self._reader = Reader(spec, model)
-        self._batch_tokens = int(spec.model.engine_args.get("batch_tokens", 0))
         self.info: Mapping[str, Any] = {**self._reader.info, "load_s": time.perf_counter() - began}
 
     def close(self) -> None:
@@ -117,11 +119,15 @@ class Both:
             yield from self._reader.answer(passages=passages)
         elif way == "lengths":
             yield [len(query.prompt) for query in self._recorded.sent]
-        elif self.info["engine"] == "vllm":
-            self._lm.model.reset_prefix_cache()
-            yield 0.0 if way == "empty" else self._vllm(named=way == "named")
+        elif way == "empty":
+            self._empty_cache()
         else:
-            yield 0.0 if way == "empty" else self._transformers()
+            self._empty_cache()
+            yield self._vllm(named=way == "named") if self.info["engine"] == "vllm" else self._transformers()
+
+    def _empty_cache(self) -> None:
+        if self.info["engine"] == "vllm":
+            self._lm.model.reset_prefix_cache()
 
     @property
     def _lm(self) -> Any:
@@ -147,7 +153,7 @@ class Both:
         said: list[int] = []
         began = time.perf_counter()
         with torch.inference_mode():
-            for rows in _like_lengths(prompts, self._batch_tokens):
+            for rows in _like_lengths(prompts, _BATCH_TOKENS[self._lm.device.type]):
                 padded = self._lm.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
                 logits = self._lm.model(**padded.to(self._lm.device), logits_to_keep=1).logits[:, -1]
                 said += logits.argmax(dim=-1).tolist()
@@ -190,7 +196,7 @@ class Held:
             self.opened_s = time.perf_counter() - began
         return self
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,7 +222,7 @@ class Measured:
 
 def measure(judge: Judge, items: Sequence[JudgeItem], *, engine: str, repeats: int) -> Measured:
     held = Held()
-    classifier.HostProcess = held  # type: ignore[misc, assignment]
+    classifier.HostProcess = held  # type: ignore[assignment, attr-defined]
     seconds: dict[str, list[float]] = {way: [] for way in ("ours", *PEERS[engine])}
     try:
         _, verdicts = ours(judge, items)  # loads
@@ -242,14 +248,15 @@ def measure(judge: Judge, items: Sequence[JudgeItem], *, engine: str, repeats: i
 
 def ours(judge: Judge, items: Sequence[JudgeItem]) -> tuple[float, dict[str, Verdict]]:
     """Seconds from answers to committed verdicts, and these by sample."""
-    with tempfile.TemporaryDirectory() as folder:
-        with RunStore.create_or_resume(Path(folder), {"schema": SCHEMA, "identity": {}}) as store:
-            store.add_samples([item.sample for item in items])
-            began = time.perf_counter()
-            for verdicts in judge.judge(items):
-                store.add_verdicts(verdicts)
-            seconds = time.perf_counter() - began
-            found = {verdict.sample_id: verdict for verdict in store.verdicts()}
+    manifest = {"schema": SCHEMA, "identity": {}}
+    with tempfile.TemporaryDirectory() as folder, RunStore.create_or_resume(Path(folder), manifest) as store:
+        store.add_samples([item.sample for item in items])
+        store.add_outputs(Output(sample_id=item.sample.id, text=item.text) for item in items)
+        began = time.perf_counter()
+        for verdicts in judge.judge(items):
+            store.add_verdicts(verdicts)
+        seconds = time.perf_counter() - began
+        found = {verdict.sample_id: verdict for verdict in store.verdicts()}
     assert len(found) == len(items)
     return seconds, found
 
@@ -286,20 +293,15 @@ def random_llama(folder: Path, *, tokenizer: str, hidden: int, layers: int) -> N
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", default="three-label", help="a judge file without generated codes, by name or path")
-    parser.add_argument(
-        "--model", default="smollm2-135m", help="its weights: an alias, a checkpoint folder or a hub id"
-    )
+    parser.add_argument("--model", default="smollm2-135m", help="its weights: alias, checkpoint folder or hub id")
     parser.add_argument("--engine", choices=[*PEERS, "both"], default="both")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--engine-args", nargs="+", default=[], metavar="KEY=VALUE", help="for vllm")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a batch on hf, padding included (4096)")
-    parser.add_argument("--n", type=int, default=300, help="answers (default 300)")
+    parser.add_argument("--n", type=int, default=200, help="answers (default 200)")
     parser.add_argument("--answer-tokens", type=int, nargs=2, default=[20, 600], metavar=("FEWEST", "MOST"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the words and lengths")
-    parser.add_argument(
-        "--random-13b", type=Path, metavar="FOLDER", help="random weights to be written here as --model"
-    )
+    parser.add_argument("--random-13b", type=Path, metavar="FOLDER", help="write random weights here, as --model")
     parser.add_argument("--layers", type=int, default=40, help="of --random-13b (default 40)")
     parser.add_argument("--hidden", type=int, default=5120, help="width of --random-13b (default 5120)")
     parser.add_argument("--tokenizer", default="smollm2-135m", help="of --random-13b")
@@ -327,7 +329,7 @@ def _run(arguments: argparse.Namespace) -> int:
     shortest, longest = arguments.answer_tokens
     items = answers(arguments.n, shortest=shortest, longest=longest, seed=arguments.seed)
     engines: Mapping[str, Mapping[str, str]] = {
-        "hf": {"dtype": arguments.dtype, "batch_tokens": str(arguments.batch_tokens)},
+        "hf": {"dtype": arguments.dtype},
         "vllm": {"dtype": arguments.dtype, **parse_engine_args(arguments.engine_args)},
     }
     done = []
@@ -367,7 +369,7 @@ def _print_table(done: Sequence[Measured], n: int) -> None:
 
 
 def _print_differences(one: Measured, other: Measured) -> None:
-    """How far the two engines' verdicts lie apart: the largest difference of each number, and the labels that differ."""
+    """How far two engines' verdicts lie apart: the largest difference of each number, and how many labels differ."""
 
     def numbers(verdict: Verdict) -> dict[str, float]:
         return {name: value for name, value in verdict.metrics.items() if isinstance(value, float)}

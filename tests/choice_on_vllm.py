@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -51,6 +52,9 @@ def main() -> None:
             result["theirs"][id_].append(answer)
     engine.close()
     Path(sys.argv[2]).write_text(json.dumps(result))
+    # Threads that vLLM leaves behind can abort the interpreter as it ends ("terminate called without an active
+    # exception"), after all that is tested here.
+    os._exit(0)
 
 
 if __name__ == "__main__":

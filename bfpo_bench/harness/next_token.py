@@ -21,6 +21,7 @@ Tokens = tuple[int, ...]
 
 # Enough to keep the engine's batches full, and few enough that tokens of a large run do not pile up in memory.
 _IN_FLIGHT = 1024
+_HANDFUL = 64
 # On hf: prompts are sorted by length within so many, and batched up to so many tokens, padding included.
 _SORTED_AT_ONCE = 512
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -224,10 +225,8 @@ class VLLMNextToken:
         ready: list[Share] = []
         last = time.monotonic()
         while True:
-            # Topped up in handfuls: a call into the engine's process for every single request would cost as much again.
-            room = _IN_FLIGHT - len(asked)
-            some = list(islice(source, room)) if room >= _IN_FLIGHT // 8 else []
-            if some:
+            # In handfuls, as they are drawn: the engine computes while the next ones are still being tokenised.
+            while len(asked) + _HANDFUL <= _IN_FLIGHT and (some := list(islice(source, _HANDFUL))):
                 ids = send(self._lm, [query.prompt for query in some], [self._sampling(query) for query in some])
                 asked.update(zip(ids, some, strict=True))
             if not asked:

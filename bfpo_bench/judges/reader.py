@@ -18,7 +18,8 @@ from bfpo_bench.judges.prompting import Passage, Prompt, Prompter
 from bfpo_bench.judges.spec import JudgeFile, Question
 from bfpo_bench.types import ModelSpec
 
-_CHUNK = 256
+# So many passages are tokenised at once: few, because the engine waits for the first of them.
+_CHUNK = 64
 # A chunk of the judges whose readings wait for one another.
 _WAVES_CHUNK = 1024
 _CODES_TOKENS = 32
