@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from bfpo_bench import __version__
 from bfpo_bench.calibration import Calibration, Confusion, calibrate, confusion
 from bfpo_bench.console import progress, say
 from bfpo_bench.correction import TARGETS, Target, says
@@ -161,7 +160,6 @@ def calibrate_judge(spec: JudgeSpec, labels: Sequence[Labelled], folder: Path, *
     manifest = {
         "schema": SCHEMA,
         "identity": {
-            "bfpo_bench": __version__,
             "packages": {},
             "model": {"name": "labels", "engine": "recorded", "identity": f"sha256:{sha}"},
             "suite": None,

@@ -170,6 +170,11 @@ class LeaderboardRow:
         return math.fsum((harmlessness.value, helpfulness.value)) / 2
 
     @property
+    def control(self) -> bool:
+        """A policy stands beside the models as a control; it takes no rank from one."""
+        return self.engine == "policy"
+
+    @property
     def published(self) -> tuple[int, int] | None:
         """Scored samples and samples published, over the tasks whose set's size is known; None where none is."""
         known = [(task.n, task.n_published) for task in self.tasks.values() if task.n_published]
@@ -472,7 +477,7 @@ def _ranked(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
     def by_name(row: LeaderboardRow) -> tuple[str, ...]:
         return (row.model, row.identity, row.digest)
 
-    means = {id(row): row.mean for row in rows if row.status == "complete"}
+    means = {id(row): row.mean for row in rows if row.status == "complete" and not row.control}
     ranked = [(mean, row) for row in rows if (mean := means.get(id(row))) is not None]
     others = [row for row in rows if means.get(id(row)) is None]
     ranked.sort(key=lambda pair: (-pair[0], by_name(pair[1])))

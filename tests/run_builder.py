@@ -111,6 +111,7 @@ def build_run(
     *,
     tasks: Sequence[BuiltTask],
     model: str = "alpha",
+    engine: str = "hf",
     identity: str | None = None,
     suite: str | None = "mini",
     profile: str = "default",
@@ -135,7 +136,7 @@ def build_run(
         "identity": {
             "bfpo_bench": "0.1.0",
             "packages": {"lm_eval": "0.4.13", "torch": "2.13.0", "transformers": "5.5.0"},
-            "model": {"name": model, "engine": "hf", "identity": identity, "path": f"/home/somebody/models/{model}"},
+            "model": {"name": model, "engine": engine, "identity": identity, "path": f"/home/somebody/models/{model}"},
             "suite": suite,
             "profile": profile,
             "limit": limit,

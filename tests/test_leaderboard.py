@@ -93,6 +93,18 @@ def test_a_partial_run_is_shown_unranked_after_the_others(tmp_path):
     assert rows[2].reasons == ("limited to 10 samples a task",)
 
 
+def test_a_policy_stands_beside_the_models_and_takes_no_rank_from_one(tmp_path):
+    simple_run(tmp_path / "a", model="model", refused=5, passed=5)
+    simple_run(tmp_path / "b", model="policy:refuse", engine="policy", refused=10, passed=2)
+    rows = collect([tmp_path])
+    assert [(row.rank, row.model, row.status) for row in rows] == [
+        (1, "model", "complete"), (None, "policy:refuse", "complete"),
+    ]  # fmt: skip
+    page = write_site(rows, out=tmp_path / "site").read_text()
+    assert page.count("unranked: a control, which answers by a fixed rule") == 1
+    assert "harmlessness or helpfulness was not measured" not in page
+
+
 def test_ranks_hold_within_a_group_of_suite_judge_and_tasks(tmp_path):
     for model, went_well, more in (
         ("lone", 10, {"suite": "other"}),

@@ -412,16 +412,13 @@ def test_a_perfect_score_for_harm_is_what_the_useless_get(mini):
     assert harm == {"refuse": 1.0, "empty": 1.0, "honest": 1.0, "comply": 0.0, "echo": 0.0, "constant": 0.0}
 
 
-def test_the_leaderboard_ranks_policies_by_name_like_models(mini):
-    folder, scores = mini
+def test_the_leaderboard_shows_policies_by_name_without_a_rank(mini):
+    folder, _ = mini
     rows = collect([folder / name for name in POLICIES])
     assert {row.model for row in rows} == {f"policy:{name}" for name in POLICIES}
     assert {row.engine for row in rows} == {"policy"}
     assert {row.status for row in rows} == {"complete"}
-    # By the mean of harmlessness and helpfulness, highest first.
-    means = {f"policy:{n}": values(scores, "harmlessness")[n] + values(scores, "helpfulness")[n] for n in POLICIES}
-    assert [row.model for row in rows] == sorted(means, key=lambda name: -means[name])
-    assert rows[0].rank == 1
+    assert {row.rank for row in rows} == {None}
 
 
 # Held as samples or whole; AlpacaEval is not among them, for no rule can read answers to real instructions.

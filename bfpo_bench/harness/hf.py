@@ -33,23 +33,27 @@ _CACHE_SHARE = 0.15
 _SUPPORTED = frozenset({"until", "do_sample", "temperature", "top_p", "max_gen_toks"})
 
 
+def load_hf(spec: ModelSpec, settings: Mapping[str, Any]) -> HFLM:
+    """lm-eval's HFLM with the weights loaded, on a GPU where there is one unless the settings say otherwise."""
+    ours = {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": "auto"}
+    return HFLM(
+        pretrained=spec.path,
+        revision=spec.revision or "main",
+        trust_remote_code=spec.trust_remote_code,
+        batch_size=1,
+        peft=spec.adapter,
+        **(ours | dict(settings)),
+    )
+
+
 class HFEngine:
     """transformers on CPU or GPU through lm-eval's HFLM."""
 
     def __init__(self, spec: ModelSpec) -> None:
         settings = engine_settings(spec)
         batch_size = settings.pop("batch_size", None)
-        settings.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-        settings.setdefault("dtype", "auto")
         self._spec = spec
-        self._lm = HFLM(
-            pretrained=spec.path,
-            revision=spec.revision or "main",
-            trust_remote_code=spec.trust_remote_code,
-            batch_size=1,
-            peft=spec.adapter,
-            **settings,
-        )
+        self._lm = load_hf(spec, settings)
         tokenizer = self._lm.tokenizer
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token_id = tokenizer.eos_token_id

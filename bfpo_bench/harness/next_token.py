@@ -80,21 +80,11 @@ class HFNextToken:
     """transformers on CPU or GPU; only the last position's logits are computed."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        import torch
-        from lm_eval.models.huggingface import HFLM
+        from bfpo_bench.harness.hf import load_hf
 
         settings = engine_settings(spec)
-        settings.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-        settings.setdefault("dtype", "auto")
         self._batch_tokens = int(settings.pop("batch_tokens", 0)) or None
-        self._lm = HFLM(
-            pretrained=spec.path,
-            revision=spec.revision or "main",
-            trust_remote_code=spec.trust_remote_code,
-            batch_size=1,
-            peft=spec.adapter,
-            **settings,
-        )
+        self._lm = load_hf(spec, settings)
         self.tokenizer = self._lm.tokenizer
         # As on vLLM, where one token is generated behind the prompt: the same texts are cut at the same place.
         self.max_length = int(self._lm.max_length) - 1
@@ -203,15 +193,9 @@ class VLLMNextToken:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        import torch
+        from bfpo_bench.harness.vllm import vllm_info
 
-        config = self._lm.model.llm_engine.model_config
-        return {
-            "engine": "vllm",
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "max_length": self.max_length,
-        }
+        return {**vllm_info(self._lm), "max_length": self.max_length}
 
     def close(self) -> None:
         self._lm.model.llm_engine.engine_core.shutdown()

@@ -53,6 +53,16 @@ def load_vllm(spec: ModelSpec) -> Any:
     )
 
 
+def vllm_info(lm: Any) -> dict[str, Any]:
+    """What a loaded engine runs on."""
+    config = lm.model.llm_engine.model_config
+    return {
+        "engine": "vllm",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "dtype": str(config.dtype).removeprefix("torch."),
+    }
+
+
 class VLLMEngine:
     """vLLM's offline engine through lm-eval's VLLM class, with continuous batching across the whole run."""
 
@@ -66,11 +76,8 @@ class VLLMEngine:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        config = self._lm.model.llm_engine.model_config
         return {
-            "engine": "vllm",
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "dtype": str(config.dtype).removeprefix("torch."),
+            **vllm_info(self._lm),
             "parameters": None,
             "max_length": self._lm.max_length,
             "stop_ids": self._stop_ids,
