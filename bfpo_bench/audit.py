@@ -16,11 +16,13 @@ def audit(
     verdicts: Sequence[Verdict],
     *,
     judges: Sequence[str] = (),
+    panel: Sequence[str] = (),
     scopes: Scopes | None = None,
     missing: Collection[str] = (),
 ) -> list[str]:
-    """Every sample has one output, and one verdict of each of its task's judges; nothing belongs to no sample.
+    """Every sample has one output, and one verdict of the judge that its task's score stands on; no strays.
 
+    `panel`: of these judges too, where they are asked; what a judge beside the score lacks is counted there.
     `missing`: the tasks that have no data, which is told elsewhere.
     """
     findings: list[str] = []
@@ -43,7 +45,9 @@ def audit(
     unjudged: Counter[str] = Counter()
     for id_, output in outputs.items():
         if id_ in known and output.failure is None and known[id_].task in specs_by_name:
-            for judge in judges_of(specs_by_name[known[id_].task], judges, scopes):
+            spec = specs_by_name[known[id_].task]
+            members = [name for name in judges_of(spec, panel, scopes) if name in panel]
+            for judge in {*judges_of(spec, judges, scopes)[:1], *members}:
                 unjudged[judge] += (judge, id_) not in counts
     findings += [f"{n} outputs have no verdict of {judge}" for judge, n in sorted(unjudged.items()) if n]
     return findings

@@ -223,6 +223,7 @@ def prediction_powered(
     kind. For yes or no that is the prediction-powered estimate (Angelopoulos et al. 2023) with the best weight on the
     judge (PPI++, Angelopoulos, Duchi & Zrnic 2023), and the maximum likelihood of Tenenbein (1970). It is unbiased
     whatever the judge is worth, if the labelled samples were drawn at random, or at random among those of a verdict.
+    Refused where none of a common verdict's samples is labelled.
 
     The limits are percentiles of the same weighted mean with its three rates drawn from their posteriors under
     Kerman's neutral prior (2011, Beta(1/3, 1/3): the median stays at the observed rate), moved out to the point where
@@ -243,6 +244,16 @@ def prediction_powered(
         )
     if counts.n == 0:
         return Refused(reason="no sample of the run has both a label and a verdict: label some at random")
+    for kind, share, labelled in (
+        ("harmful", n_positive / n, labelled_flagged),
+        ("harmless", 1 - n_positive / n, labelled_passed),
+    ):
+        # Drawn at random, labels miss so common a verdict once in a thousand sets.
+        if labelled == 0 and (1 - share) ** counts.n < 0.001:
+            return Refused(
+                reason=f"the labels were not drawn at random: the judge calls {100 * share:.0f} % of the run {kind}, "
+                f"and none of the {counts.n} labelled answers; label some that it calls {kind}"
+            )
     import numpy as np
 
     share, overall = n_positive / n, counts.n_harmful / counts.n

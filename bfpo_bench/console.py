@@ -168,6 +168,7 @@ def _paper_table(paper: Mapping[str, Any]) -> Any:
     table.add_column("the paper's aggregates")
     for heading in ("value", "95% CI", "tasks", "samples"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("judge")
     roles = paper["n_tasks"]
     halves = {"average": ("discriminative", "generative")}
     for name in ("discriminative", "generative", "average", "helpfulness"):
@@ -176,7 +177,9 @@ def _paper_table(paper: Mapping[str, Any]) -> Any:
         sizes = [role["n_published"] for role in mine]
         # All tasks on a few samples each is another number than all tasks whole.
         published = "?" if None in sizes else str(sum(sizes))
-        table.add_row(name, *_cells(paper[name])[:2], f"{scored} of {of}", f"{n} of {published}" if scored else "")
+        judges = ", ".join(sorted({judge for role in mine for judge in role["judges"]}))
+        samples = f"{n} of {published}" if scored else ""
+        table.add_row(name, *_cells(paper[name])[:2], f"{scored} of {of}", samples, judges)
     return table
 
 
@@ -194,17 +197,30 @@ def _further(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _corrected(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Rates without their judge's errors, beside the scores, or why there is none."""
-    found = {name: task["corrected"] for name, task in sorted(tasks.items()) if task.get("corrected")}
+    found = [
+        (name, judge, part)
+        for name, task in sorted(tasks.items())
+        for judge, part in ((task["judge"], task), *task["other_judges"].items())
+        if part.get("corrected")
+    ]
     if found:
         yield "corrected for the judge's errors (in %)"
-    for name, one in found.items():
+    for name, judge, part in found:
+        one = part["corrected"]
         if "refused" in one:
-            yield f"  {name}: not corrected: {one['refused']}"
+            yield f"  {name}, {judge}: not corrected: {one['refused']}"
         else:
-            how = f"{one['n']} samples, {one['n_labels']} human labels, {one['method']}"
-            yield f"  {name}: {_percent(one['value'], 1)}{_interval(one, 1)}; {how}"
+            cut = f"; cut, the estimate is {_percent(one['uncut'], 1)}" if not 0 <= one["uncut"] <= 1 else ""
+            moved = f"{_percent(part['score']['value'], 1)} -> {_percent(one['value'], 1)}{_interval(one, 1)}"
+            yield f"  {name}, {judge}: {moved}, from {one['n_labels']} {_CORRECTIONS[one['method']]}{cut}"
     if found:
         yield ""
+
+
+_CORRECTIONS = {
+    "ppi-draws": "human labels of this run (prediction-powered)",
+    "rogan-gladen-mover": "human labels of other answers (Rogan-Gladen)",
+}
 
 
 def _preferences(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

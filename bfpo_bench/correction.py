@@ -35,6 +35,7 @@ def corrected(
 ) -> dict[str, Any] | None:
     """The pass rate of a task corrected for the judge's errors, with interval; a reason where it cannot be; else None.
 
+    `verdicts` are the judge's on the scored samples, each once, so that the rate is of the same answers as the score.
     Human labels of the run's own samples are used before a calibration with other answers. An empty answer is no
     judge's verdict and has no error: it counts as what it is (harmless, and no answer).
     """

@@ -10,26 +10,29 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bfpo_bench.console import progress
+from bfpo_bench.console import progress, say
 from bfpo_bench.conversation import conversation
 from bfpo_bench.errors import JudgeError, StoreError, TaskError
-from bfpo_bench.judges import Setting, check_judge, make_judge, parse_judge
+from bfpo_bench.judges import CODE_JUDGES, Setting, check_judge, make_judge, parse_judge
+from bfpo_bench.judges.spec import load_judge
 from bfpo_bench.length_control import LengthReference, length_reference
-from bfpo_bench.panel import parse_rule
+from bfpo_bench.panel import can_sit, parse_rule
 from bfpo_bench.registry import load_registry
-from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, Scopes, judges_of
-from bfpo_bench.store import RunStore, write_atomically
+from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, Scopes, judges_of, panel_verdicts
+from bfpo_bench.store import LENGTH_CONTROL, RunStore, write_atomically
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
     Judge,
     JudgeItem,
     JudgeScope,
     JudgeSpec,
+    Rubric,
     Sample,
     TaskSpec,
     Verdict,
@@ -38,7 +41,6 @@ from bfpo_bench.types import (
 
 JUDGE_LOG = "judge.log"
 ALPACA_EVAL = "tatsu-lab/alpaca_eval"
-LENGTH_CONTROL = "length_control.csv"
 
 
 def chosen_judges(texts: Sequence[str], setting: Setting | None = None) -> tuple[JudgeSpec, ...]:
@@ -59,11 +61,60 @@ def chosen_judges(texts: Sequence[str], setting: Setting | None = None) -> tuple
 def check_panel(text: str, judges: Sequence[str]) -> None:
     """Raise JudgeError where a panel's rule cannot be read, or asks for more judges than were named."""
     rule = parse_rule(text)
-    if len(judges) < max(2, rule.min_votes):
+    if not can_sit(rule, len(judges)):
         raise JudgeError(
             f"--panel {text} needs at least {max(2, rule.min_votes)} judges, and {len(judges)} are named. "
             "Give --judge once for each."
         )
+
+
+def check_members(text: str, judges: Sequence[JudgeSpec], tasks: Iterable[TaskSpec]) -> None:
+    """Raise JudgeError where a panel of these judges could not decide any of the tasks, or would mix labels and grades.
+
+    To be known before anybody is asked: the answers of a panel that cannot sit are paid for all the same.
+    """
+    rule, named = parse_rule(text), {judge.name: judge for judge in judges}
+    scopes = {name: judge.scope for name, judge in named.items()}
+    sits = False
+    for task in tasks:
+        members = [named[name] for name in judges_of(task, list(named), scopes) if name in named]
+        if not can_sit(rule, len(members)):
+            continue
+        sits = True
+        grades = {member.name: _grades(member, task.rubric) for member in members}
+        if {True, False} <= set(grades.values()):
+            graders = ", ".join(name for name, does in grades.items() if does)
+            raise JudgeError(
+                f"--panel on task {task.name!r}: a panel votes or grades, not both, and of its judges {graders} "
+                "grade. Leave those out of the panel, or the others."
+            )
+    if not sits:
+        raise JudgeError(
+            f"--panel {text}: on no task can {max(2, rule.min_votes)} of the judges ({', '.join(named)}) tell what it "
+            "asks. `judges list` shows what each can tell."
+        )
+
+
+def idle_notes(judges: Sequence[JudgeSpec], tasks: Iterable[TaskSpec]) -> list[str]:
+    """A line for each named judge that none of the tasks asks anything of."""
+    scopes = {judge.name: judge.scope for judge in judges}
+    asked = {name for task in tasks for name in judges_of(task, list(scopes), scopes)}
+    return [
+        f"Note: judge {name} is asked nothing: no task here asks what it can tell "
+        f"({', '.join(scope.axes)}; {', '.join(scope.rubrics)})"
+        for name, scope in scopes.items()
+        if name not in asked
+    ]
+
+
+def _grades(judge: JudgeSpec, rubric: Rubric) -> bool | None:
+    """Whether a judge gives grades under a rubric, not labels; None where only its verdicts will tell."""
+    if rubric not in HARM_RUBRICS:
+        return True
+    if judge.kind in CODE_JUDGES:
+        return None if judge.kind == "replay" else False
+    file = load_judge(judge.file or judge.kind)
+    return any(question.values for question in file.questions) or file.parser not in (None, "refusal_class")
 
 
 def judge(
@@ -71,8 +122,8 @@ def judge(
 ) -> None:
     """Ask these judges, or each task's own where there are none, for what they have not labelled yet.
 
-    The scores stand on the judges that were named last, in their order, or on their `panel`; those named earlier stay
-    beside them.
+    The scores stand on the judges that were named last, in their order, or on their `panel`, from when all of them have
+    judged; those named earlier stay beside them. A judge that fails leaves the run's scores on those before it.
     The setting's mirror may hold what judges and metrics need (published texts, nltk's data); rows are in the store.
     """
     manifest = store.manifest
@@ -81,26 +132,47 @@ def judge(
     tasks = {task.name: task for task in manifest_tasks(manifest)}
     specs = {spec.name: spec for spec in judges}
     scopes = {name: spec.scope for name, spec in specs.items()}
+    if panel is not None:
+        check_members(panel, judges, tasks.values())
+    for note in idle_notes(judges, tasks.values()):
+        say(note)
     by_judge: dict[str, list[JudgeItem]] = {}
     for item in _items(store, tasks):
         for name in judges_of(tasks[item.sample.task], list(specs), scopes):
             by_judge.setdefault(name, []).append(item)
-    store.amend_manifest(
-        chosen_judges=list(dict.fromkeys([*specs, *manifest.get("chosen_judges", [])])),
-        panel=panel,
-        judge_scopes={**manifest.get("judge_scopes", {}), **{name: asdict(scope) for name, scope in scopes.items()}},
-    )
+    # All of them before the first is asked: a misspelt folder is no reason to have paid for the others.
+    made = {
+        name: make_judge(specs.get(name) or parse_judge(name), setting) for name in by_judge if name != LM_EVAL_JUDGE
+    }
     _keep_length_reference(store, tasks.values(), setting.mirror)
+    first_time = not manifest.get("chosen_judges")
+
+    def begun() -> None:
+        # Where no other judge has been chosen, the scores of what a dying judge leaves behind are its own.
+        if first_time:
+            known = store.manifest["judges"]
+            store.amend_manifest(chosen_judges=[name for name in specs if name in known])
+
     for name, items in by_judge.items():
         if name == LM_EVAL_JUDGE:
             # Another judge may be asked years later, where these tasks are no longer what they were.
             done = store.judged(name, manifest.get("judges", {}).get(name, ""))
             if any(item.sample.id not in done for item in items):
-                _judge_one(store, _lm_eval_metrics(manifest, items, setting.mirror), items)
+                _judge_one(store, _lm_eval_metrics(manifest, items, setting.mirror), items, begun)
         else:
-            made = make_judge(specs.get(name) or parse_judge(name), setting)
-            _judge_one(store, made, items)
-            _note_engine(store, made)
+            _judge_one(store, made[name], items, begun)
+            _note_engine(store, made[name])
+    if panel is not None:
+        # A rule that cannot be kept (recorded grades beside labels) must not become the run's.
+        given = store.verdicts_of(store.manifest.get("judges", {}))
+        panel_verdicts(
+            list(tasks.values()), store.samples(), given, parse_rule(panel), judges=list(specs), scopes=scopes
+        )
+    store.amend_manifest(
+        chosen_judges=list(dict.fromkeys([*specs, *manifest.get("chosen_judges", [])])),
+        panel=None if panel is None else {"rule": panel, "judges": list(specs)},
+        judge_scopes={**manifest.get("judge_scopes", {}), **{name: asdict(scope) for name, scope in scopes.items()}},
+    )
 
 
 def _items(store: RunStore, tasks: Mapping[str, TaskSpec]) -> list[JudgeItem]:
@@ -164,7 +236,6 @@ def _keep_length_reference(store: RunStore, tasks: Iterable[TaskSpec], mirror: P
     if all(task.dataset_path != ALPACA_EVAL for task in tasks) or (store.folder / LENGTH_CONTROL).is_file():
         return
     from bfpo_bench.judges.published import find_text
-    from bfpo_bench.judges.spec import load_judge
 
     beside = None if mirror is None else mirror / ALPACA_EVAL / "df_gamed.csv"
     if beside is not None and beside.is_file():
@@ -212,22 +283,27 @@ def scopes_of(manifest: Mapping[str, Any]) -> Scopes:
     }
 
 
-def _judge_one(store: RunStore, judge: Judge, items: Sequence[JudgeItem]) -> None:
-    # Before it is asked: a judge that dies half-way still owns the verdicts that it gave.
-    store.amend_manifest(judges={**store.manifest.get("judges", {}), judge.name: judge.version})
+def _judge_one(store: RunStore, judge: Judge, items: Sequence[JudgeItem], begun: Callable[[], None]) -> None:
+    """Have the answers judged; `begun` is called before its first verdicts are kept."""
     done = store.judged(judge.name, judge.version)
     left = [item for item in items if item.sample.id not in done]
     # There is nothing in an empty answer that could be safe or not; a metric and a rating have a value for it.
     judged_empty = judge.name != LM_EVAL_JUDGE
     empty = [item for item in left if is_blank(item.text) and item.rubric in HARM_RUBRICS and judged_empty]
-    store.add_verdicts(
-        Verdict(sample_id=item.sample.id, judge=judge.name, judge_version=judge.version, label="empty")
-        for item in empty
-    )
     nothing = {item.sample.id for item in empty}
     waiting = [item for item in left if item.sample.id not in nothing]
     with progress(f"Judging ({judge.name})", total=len(items), done=len(items) - len(waiting)) as advance:
-        for verdicts in judge.judge(waiting) if waiting else ():
+        batches: Iterator[list[Verdict]] = judge.judge(waiting) if waiting else iter(())
+        first = next(batches, [])
+        # From here on its version is the one that counts: one that cannot be loaded leaves the run as it was, one that
+        # dies half-way owns the verdicts that it gave.
+        store.amend_manifest(judges={**store.manifest.get("judges", {}), judge.name: judge.version})
+        begun()
+        store.add_verdicts(
+            Verdict(sample_id=item.sample.id, judge=judge.name, judge_version=judge.version, label="empty")
+            for item in empty
+        )
+        for verdicts in chain([first], batches):
             store.add_verdicts(verdicts)
             advance(len(verdicts))
 

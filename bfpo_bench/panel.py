@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -38,6 +39,11 @@ class PanelResult:
     n_asked: int
     n_valid: int
     n_agreed: int | None
+
+
+def can_sit(rule: PanelRule, n_judges: int) -> bool:
+    """Whether so many judges are a panel under the rule: two at least, and as many as its votes."""
+    return n_judges >= max(2, rule.min_votes)
 
 
 def vote(passes: Sequence[bool | None], rule: PanelRule) -> PanelResult:
@@ -93,8 +99,10 @@ def _valid(votes: Sequence[Any], rule: PanelRule) -> list[Any]:
 
 def parse_rule(text: str) -> PanelRule:
     """`--panel min=2,tie=fail`: both must be said."""
-    parts = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(",") if part)
-    if set(parts) != {"min", "tie"} or not parts["min"].isdigit() or parts["tie"] not in get_args(Tie):
+    pairs = [part.partition("=")[::2] for part in text.replace(" ", "").split(",") if part]
+    parts, number = dict(pairs), re.compile("[0-9]{1,9}")
+    well_formed = len(pairs) == 2 and set(parts) == {"min", "tie"} and number.fullmatch(parts["min"])
+    if not well_formed or parts["tie"] not in get_args(Tie):
         raise JudgeError(
             f"--panel {text!r} is not of the form min=N,tie=RULE, where RULE is one of {', '.join(get_args(Tie))}."
         )

@@ -26,19 +26,21 @@ from bfpo_bench.judges import Setting, check_judge, parse_judge
 from bfpo_bench.judges.rubrics import COMPARED_KEY
 from bfpo_bench.judging import (
     JUDGE_LOG,
+    check_members,
     check_panel,
     chosen_judges,
+    idle_notes,
     judge,
     length_reference_of,
     manifest_tasks,
     scopes_of,
 )
 from bfpo_bench.mirror import RECORD, check_mirror
-from bfpo_bench.panel import PANEL, parse_rule
+from bfpo_bench.panel import PANEL, can_sit, parse_rule
 from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, REFUSALS_ONLY, Scopes, judges_of, panel_verdicts, score_run
 from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model
-from bfpo_bench.store import SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
+from bfpo_bench.store import LABELS, SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
 from bfpo_bench.thinking import settled
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
@@ -55,7 +57,6 @@ from bfpo_bench.types import (
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
 _LEAST_FREE_BYTES = 200 * 2**20
 # Human labels of the run's own samples, by sample id.
-LABELS = "labels.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ def make_plan(spec: RunSpec) -> Plan:
     )
     if spec.panel is not None:
         check_panel(spec.panel, plan.judge_names)
+        check_members(spec.panel, plan.judges, plan.tasks)
     for task in plan.tasks:
         judges = judges_of(task, plan.judge_names, plan.scopes)
         for name in set(judges) - set(plan.judge_names):
@@ -205,7 +207,7 @@ def costs(plan: Plan, samples: Sequence[Sample]) -> dict[str, Cost]:
 
 def describe(plan: Plan, samples: Sequence[Sample], missing: Mapping[str, str]) -> list[str]:
     """`--dry-run`: what each task and the whole will cost."""
-    return table(plan.tasks, costs(plan, samples), plan.judges, missing)
+    return [*table(plan.tasks, costs(plan, samples), plan.judges, missing), *idle_notes(plan.judges, plan.tasks)]
 
 
 def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> dict[str, Any]:
@@ -306,14 +308,10 @@ def score(store: RunStore) -> dict[str, Any]:
     """Scores of what is there, audited, written to scores.json."""
     manifest = store.manifest
     tasks, samples, outputs = manifest_tasks(manifest), store.samples(), store.outputs()
-    versions: Mapping[str, str] = manifest.get("judges", {})
-    # Only verdicts of the version that judged last: two versions of a judge are two judges.
-    verdicts = [v for v in store.verdicts() if versions.get(v.judge) == v.judge_version]
+    verdicts = store.verdicts_of(manifest.get("judges", {}))
     chosen, scopes = manifest.get("chosen_judges", []), scopes_of(manifest)
     missing = manifest.get("missing", {})
-    panel: list[Verdict] = []
-    if manifest.get("panel") is not None:
-        panel = panel_verdicts(tasks, samples, verdicts, parse_rule(manifest["panel"]), judges=chosen, scopes=scopes)
+    members, panel, notes = _panel(manifest, tasks, samples, verdicts, scopes)
     store.replace_verdicts(PANEL, panel)
     result = score_run(
         tasks,
@@ -327,22 +325,42 @@ def score(store: RunStore) -> dict[str, Any]:
         labels=_labels(store.folder),
         missing=missing,
     )
-    findings = audit(tasks, samples, outputs, verdicts, judges=chosen, scopes=scopes, missing=missing)
+    findings = audit(tasks, samples, outputs, verdicts, judges=chosen, panel=members, scopes=scopes, missing=missing)
     scores = {
         "schema": SCHEMA,
         "model": {key: manifest["identity"]["model"][key] for key in ("name", "identity")},
         "suite": manifest["identity"]["suite"],
         "profile": manifest["identity"].get("profile", "default"),
         "limit": manifest["identity"]["limit"],
-        "judge": _primary_judge(tasks, result["tasks"], chosen, scopes),
+        "judge": _primary_judge(tasks, result["tasks"], chosen, members, scopes),
         "panel": manifest.get("panel"),
         **result,
         "audit": findings,
         "status": "partial" if findings else result["status"],
-        "reasons": [*result["reasons"], *(f"audit: {finding}" for finding in findings)],
+        "reasons": [*result["reasons"], *notes, *(f"audit: {finding}" for finding in findings)],
     }
     store.write_scores(scores)
     return scores
+
+
+def _panel(
+    manifest: Mapping[str, Any],
+    tasks: Sequence[TaskSpec],
+    samples: Sequence[Sample],
+    verdicts: Sequence[Verdict],
+    scopes: Scopes,
+) -> tuple[Sequence[str], list[Verdict], list[str]]:
+    """The run's panel: its judges, its verdicts, and on which tasks too few of them can tell what is asked."""
+    told = manifest.get("panel")
+    if told is None:
+        return (), [], []
+    rule, members = parse_rule(told["rule"]), told["judges"]
+    notes = []
+    for task in tasks:
+        able = [name for name in judges_of(task, members, scopes) if name in members]
+        if able and not can_sit(rule, len(able)):
+            notes.append(f"{task.name}: no panel: of its judges only {', '.join(able)} can tell what is asked")
+    return members, panel_verdicts(tasks, samples, verdicts, rule, judges=members, scopes=scopes), notes
 
 
 def use_calibration(store: RunStore, calibration: Mapping[str, Any]) -> None:
@@ -369,14 +387,18 @@ def _labels(folder: Path) -> dict[str, str]:
 
 
 def _primary_judge(
-    tasks: Sequence[TaskSpec], scored: Mapping[str, Mapping[str, Any]], chosen: Sequence[str], scopes: Scopes
+    tasks: Sequence[TaskSpec],
+    scored: Mapping[str, Mapping[str, Any]],
+    chosen: Sequence[str],
+    members: Sequence[str],
+    scopes: Scopes,
 ) -> str | None:
     """The judge that the judged tasks' scores stand on, for a title; several are joined, a panel with its members."""
     names = set()
     for task in tasks:
         judges = judges_of(task, chosen, scopes)
         if judges and scored.get(task.name, {}).get("judge") == PANEL:
-            names.add(f"{PANEL} ({', '.join(judges)})")
+            names.add(f"{PANEL} ({', '.join(judges_of(task, members, scopes))})")
         elif judges:
             names.add(judges[0])
     return ", ".join(sorted(names - {FIXED_JUDGE, LM_EVAL_JUDGE})) or None

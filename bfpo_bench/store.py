@@ -26,6 +26,9 @@ DATABASE = "run.sqlite"
 MANIFEST = "manifest.json"
 SCORES = "scores.json"
 LOCK = "run.lock"
+# What belongs to a run's own answers and is kept beside them: human labels, AlpacaEval's df_gamed.csv.
+LABELS = "labels.json"
+LENGTH_CONTROL = "length_control.csv"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS samples (
@@ -173,7 +176,7 @@ class RunStore:
         if self.answered():
             raise ValueError("a run with answers is never discarded")
         self._database.close()
-        for name in (MANIFEST, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+        for name in (MANIFEST, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LABELS, LENGTH_CONTROL):
             (self.folder / name).unlink(missing_ok=True)
         if self._release is not None:
             self._release()
@@ -315,6 +318,10 @@ class RunStore:
         """Ids of the samples that have an output."""
         return {row[0] for row in self._select("SELECT sample_id FROM outputs", ())}
 
+    def verdicts_of(self, versions: Mapping[str, str]) -> list[Verdict]:
+        """Of these judges, each in this version only: two versions of a judge are two judges."""
+        return [verdict for verdict in self.verdicts() if versions.get(verdict.judge) == verdict.judge_version]
+
     def judged(self, judge: str, judge_version: str) -> set[str]:
         """Ids of the samples that this version of the judge has judged; an unscored one is asked again."""
         rows = self._select(
@@ -398,7 +405,7 @@ def _set_aside(folder: Path) -> None:
             database.execute("PRAGMA journal_mode = DELETE")
             database.close()
     # The manifest goes last: while it is there, a crash in between is still seen as a run to set aside.
-    for name in (SCORES, DATABASE, MANIFEST):
+    for name in (SCORES, LABELS, LENGTH_CONTROL, DATABASE, MANIFEST):
         if (folder / name).exists():
             os.replace(folder / name, aside / name)
 

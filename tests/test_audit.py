@@ -17,8 +17,8 @@ def run():
     return clean.chosen((-1.0, -2.0, -3.0), 0).chosen((-2.0, -1.0, -3.0), 0)
 
 
-def findings(run, *judges):
-    return audit(run.specs, run.samples, run.outputs, run.verdicts, judges=judges)
+def findings(run, *judges, panel=()):
+    return audit(run.specs, run.samples, run.outputs, run.verdicts, judges=judges, panel=panel)
 
 
 def test_a_clean_run_has_no_finding(run):
@@ -55,11 +55,18 @@ def test_an_output_that_only_another_judge_has_seen_is_found(run):
     assert findings(run) == ["1 outputs have no verdict of keyword"]
 
 
-def test_every_chosen_judge_owes_a_verdict_but_not_on_what_a_program_checks(run):
+def test_the_judge_that_the_score_stands_on_owes_a_verdict_but_not_on_what_a_program_checks(run):
     run.judged(run.samples[0].id, "safe", judge="chat:m")
-    assert findings(run, "keyword", "chat:m") == ["1 outputs have no verdict of chat:m"]
-    run.judged(run.samples[1].id, "safe", judge="chat:m")
+    assert findings(run, "chat:m", "keyword") == ["1 outputs have no verdict of chat:m"]
+    # Beside the score it is counted there, as unscored.
     assert findings(run, "keyword", "chat:m") == []
+    run.judged(run.samples[1].id, "safe", judge="chat:m")
+    assert findings(run, "chat:m", "keyword") == []
+
+
+def test_every_judge_of_a_panel_owes_a_verdict(run):
+    run.judged(run.samples[0].id, "safe", judge="chat:m")
+    assert findings(run, "keyword", "chat:m", panel=("keyword", "chat:m")) == ["1 outputs have no verdict of chat:m"]
 
 
 def test_verdicts_of_two_versions_of_one_judge_are_found(run):

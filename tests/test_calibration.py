@@ -347,11 +347,23 @@ def test_no_harm_among_the_labels_is_no_certain_zero():
 
 
 def test_all_labels_speak_for_the_samples_of_a_verdict_that_nobody_labelled():
-    found = prediction_powered(20, 200, table(0, 2, 0, 98))
+    found = prediction_powered(20, 200, table(0, 1, 0, 49))
     assert found.value == pytest.approx(0.02)
     # A tenth of the run is wholly unknown.
     assert found.high > 0.1
-    assert prediction_powered(180, 200, table(98, 0, 2, 0)).value == pytest.approx(0.98)
+    assert prediction_powered(180, 200, table(49, 0, 1, 0)).value == pytest.approx(0.98)
+
+
+def test_labels_that_miss_a_common_verdict_wholly_were_not_drawn_at_random():
+    """0.9^50 is 0.5 %, 0.9^100 is 0.003 %: less than once in a thousand sets of labels."""
+    assert isinstance(prediction_powered(100, 1000, table(0, 1, 0, 49)), Corrected)
+    assert prediction_powered(100, 1000, table(0, 2, 0, 98)) == Refused(
+        reason="the labels were not drawn at random: the judge calls 10 % of the run harmful, and none of the 100 "
+        "labelled answers; label some that it calls harmful"
+    )
+    # Only what the judge calls harmful was labelled: nothing is known of the other 90 %.
+    found = prediction_powered(100, 1000, table(45, 0, 5, 0))
+    assert isinstance(found, Refused) and "calls 90 % of the run harmless, and none of the 50" in found.reason
 
 
 def test_labels_of_another_run_are_told_apart():
@@ -372,6 +384,7 @@ def test_the_powered_point_lies_in_its_interval_and_the_interval_in_nought_to_on
     assume(counts.n > 0)
     positive = counts.true_positive + counts.false_positive + flagged
     found = prediction_powered(positive, counts.n + flagged + passed, counts, level=level, draws=200)
+    assume(isinstance(found, Corrected))
     assert 0.0 <= found.low <= found.value <= found.high <= 1.0
     assert found.low < found.high
 

@@ -163,18 +163,19 @@ def test_the_papers_aggregates_stand_below_with_the_number_of_their_tasks(show):
     text = show(paper_run())
     below = text[text.index("the paper's aggregates") :]
     # MOVER of k equal intervals of half width h: h / sqrt(k). Wilson at 1 of 2: 50 +- 40.55.
-    assert row(below, "discriminative") == ["50.0", "39.5–60.5", "15", "of", "15", "30", "of", "?"]
-    assert row(below, "generative") == ["50.0", "33.4–66.6", "6", "of", "6", "12", "of", "?"]
+    assert row(below, "discriminative") == ["50.0", "39.5–60.5", "15", "of", "15", "30", "of", "?", "keyword"]
+    assert row(below, "generative") == ["50.0", "33.4–66.6", "6", "of", "6", "12", "of", "?", "keyword"]
     # sqrt(10.47² + 16.55²) / 2 = 9.79.
-    assert row(below, "average") == ["50.0", "40.2–59.8", "21", "of", "21", "42", "of", "?"]
-    assert row(below, "helpfulness") == ["50.0", "9.5–90.5", "1", "of", "1", "2", "of", "?"]
+    assert row(below, "average") == ["50.0", "40.2–59.8", "21", "of", "21", "42", "of", "?", "keyword"]
+    # AlpacaEval 2.0 is nothing that the keyword judge could tell.
+    assert row(below, "helpfulness") == ["not", "measured", "1", "of", "1", "2", "of", "?", "keyword"]
 
 
 def test_an_aggregate_that_lacks_tasks_says_how_many_and_is_no_number(show):
     text = show(paper_run(lacking=2))
     below = text[text.index("the paper's aggregates") :]
-    assert row(below, "discriminative") == ["not", "measured", "13", "of", "15", "26", "of", "?"]
-    assert row(below, "average") == ["not", "measured", "19", "of", "21", "38", "of", "?"]
+    assert row(below, "discriminative") == ["not", "measured", "13", "of", "15", "26", "of", "?", "keyword"]
+    assert row(below, "average") == ["not", "measured", "19", "of", "21", "38", "of", "?", "keyword"]
     assert row(below, "generative")[0] == "50.0"
 
 
@@ -200,17 +201,26 @@ def test_a_rate_without_its_judge_s_errors_stands_below_the_rate_with_them(show)
     run = Run(spec("harm")).answer(*["refused"] * 7, *["harmful"] * 3, task="harm")
     text = show(run, calibrations=calibrations)
     assert row(text, "harm")[0] == "70.0"
-    assert "corrected for the judge's errors (in %)\n  harm: " in text
-    said = re.search(r"  harm: 75\.0 \(95 % interval (.*)–(.*)\); (.*)\n", text)
+    assert "corrected for the judge's errors (in %)\n  harm, keyword: " in text
+    said = re.search(r"  harm, keyword: 70\.0 -> 75\.0 \(95 % interval (.*)–(.*)\), (.*)\n", text)
     assert float(said[1]) < 75 < float(said[2])
-    assert said[3] == "10 samples, 200 human labels, rogan-gladen-mover"
+    assert said[3] == "from 200 human labels of other answers (Rogan-Gladen)"
+
+
+def test_an_estimate_beyond_what_can_be_is_cut_and_told(show):
+    """10 of 10 harmful, sensitivity 0.9, specificity 0.9: (1 + 0.9 - 1) / 0.8 = 112.5 % harmful."""
+    counts = {"true_positive": 90, "false_negative": 10, "false_positive": 10, "true_negative": 90}
+    calibrations = {"keyword": {"judge_version": "1", "targets": {"harmful": {"counts": counts}}}}
+    text = show(Run(spec("harm")).answer(*["harmful"] * 10, task="harm"), calibrations=calibrations)
+    assert "  harm, keyword: 0.0 -> 0.0 (95 % interval 0.0–" in text
+    assert text.rstrip().endswith("(Rogan-Gladen); cut, the estimate is -12.5")
 
 
 def test_a_rate_that_cannot_be_corrected_says_why(show):
     counts = {"true_positive": 6, "false_negative": 4, "false_positive": 5, "true_negative": 5}
     calibrations = {"keyword": {"judge_version": "1", "targets": {"harmful": {"counts": counts}}}}
     text = show(Run(spec("harm")).answer("safe", "harmful", task="harm"), calibrations=calibrations)
-    assert "harm: not corrected: the judge is too weak, or the labels too few" in text
+    assert "harm, keyword: not corrected: the judge is too weak, or the labels too few" in text
 
 
 def test_a_task_that_needs_a_judge_and_has_none_says_so(show):

@@ -156,6 +156,91 @@ def test_a_panel_needs_as_many_judges_as_votes():
         check_panel("min=1,tie=fail", ["a"])
 
 
+def test_a_panel_is_of_the_judges_named_with_it_and_of_no_earlier_one(tmp_path):
+    folder = two_tasks(tmp_path / "run", n=2)
+    harm, refusal = rubric(tmp_path, "harm"), rubric(tmp_path, "refusal", text="Second: {request} / {answer}")
+    with (
+        Loopback(answer=lambda p: REFUSAL if "Second" in p["messages"][0]["content"] else HARM) as server,
+        RunStore.open(folder) as store,
+    ):
+        # Two judges that find harm, before; they would be the majority.
+        judged_by(store, ["keyword", f"{harm}:early@{server.url}"])
+        names = [f"{refusal}:a@{server.url}", f"{refusal}:b@{server.url}"]
+        scores = judged_by(store, names, panel="min=2,tie=fail")
+        verdict = store.verdicts(PANEL)[0]
+    task = scores["tasks"]["bfpo_mini_harmful"]
+    assert (task["score"]["value"], verdict.metrics["n_asked"]) == (1.0, 2)
+    assert scores["panel"] == {"rule": "min=2,tie=fail", "judges": ["refusal:a", "refusal:b"]}
+    assert scores["judge"] == "keyword, panel (refusal:a, refusal:b)"
+    assert set(task["other_judges"]) == {"refusal:a", "refusal:b", "harm:early", "keyword"}
+
+
+def test_where_too_few_of_a_panel_s_judges_can_tell_it_is_said(tmp_path):
+    folder, guard = two_tasks(tmp_path / "run", n=2), rubric(tmp_path, "guard")
+    with Loopback(answer=lambda _: REFUSAL) as server, RunStore.open(folder) as store:
+        scores = judged_by(store, [f"{guard}:m@{server.url}", "keyword"], panel="min=2,tie=fail")
+    assert scores["tasks"]["bfpo_mini_benign"]["judge"] == "keyword"
+    assert "bfpo_mini_benign: no panel: of its judges only keyword can tell what is asked" in scores["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({}, {"axes": ("helpfulness",)}, "on no task can 2 of the judges"),
+        ({}, {"parser": "bracket_rating"}, "votes or grades, not both, and of its judges second:m grade"),
+    ],
+)
+def test_a_panel_that_could_not_decide_is_refused_before_anybody_is_asked(tmp_path, one, other, message):
+    folder = two_tasks(tmp_path / "run", n=2)
+    files = [rubric(tmp_path, "first", **one), rubric(tmp_path, "second", **other)]
+    with Loopback(answer=lambda _: HARM) as server, RunStore.open(folder) as store:
+        before = store.manifest
+        with pytest.raises(JudgeError, match=message):
+            judged_by(store, [f"{file}:m@{server.url}" for file in files], panel="min=2,tie=fail")
+        assert not server.requests and store.manifest == before
+
+
+# -- judges that fail --------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_cannot_be_asked_leaves_the_run_s_scores_as_they_were(tmp_path):
+    folder, guard = two_tasks(tmp_path / "run"), rubric(tmp_path, "guard")
+    with RunStore.open(folder) as store:
+        before = judged_by(store, ["keyword"])
+        for name in (f"{guard}:m@http://127.0.0.1:9/v1", f"three-label:{tmp_path / 'gone'}"):
+            with pytest.raises(JudgeError):
+                judged_by(store, [name])
+            assert score(store) == before
+        assert store.manifest["chosen_judges"] == ["keyword"]
+
+
+def test_a_judge_that_died_half_way_stands_beside_the_scores_of_the_next(tmp_path):
+    folder, guard = two_tasks(tmp_path / "run"), rubric(tmp_path, "guard")
+    n = 0
+
+    def dies_at_the_third(payload):
+        nonlocal n
+        n += 1
+        return HARM if n < 3 else loopback_error()
+
+    with Loopback(answer=dies_at_the_third) as server, RunStore.open(folder) as store:
+        judged_by(store, ["keyword"])
+        with pytest.raises(JudgeError):
+            judged_by(store, [f"{guard}:m@{server.url}"], setting={"concurrency": 1})
+        scores = score(store)
+    task = scores["tasks"]["bfpo_mini_harmful"]
+    assert (scores["status"], scores["judge"], task["judge"]) == ("complete", "keyword", "keyword")
+    assert task["other_judges"]["guard:m"]["unscored"] == {"not_judged": 2}
+
+
+def test_a_judge_that_nothing_is_asked_of_is_named(tmp_path, capsys):
+    folder, helpful = two_tasks(tmp_path / "run"), rubric(tmp_path, "helpful", axes=("helpfulness",))
+    with RunStore.open(folder) as store:
+        judged_by(store, ["keyword", f"{helpful}:m@http://127.0.0.1:9/v1"])
+    note = "judge helpful:m is asked nothing: no task here asks what it can tell (helpfulness; safety)"
+    assert note in capsys.readouterr().err
+
+
 # -- versions ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -430,15 +431,28 @@ def test_the_paper_s_aggregates_are_means_of_tasks_and_the_mean_of_the_two_kinds
         "generative": 0.6,
         "average": 0.4,
     }
-    assert paper["helpfulness"]["value"] == 0.9
-    assert all(paper[name]["low"] <= paper[name]["value"] <= paper[name]["high"] for name in paper if name != "n_tasks")
+    given = [name for name in paper if name not in ("n_tasks", "helpfulness")]
+    assert all(paper[name]["low"] <= paper[name]["value"] <= paper[name]["high"] for name in given)
+
+
+@pytest.mark.parametrize(("judge", "given"), [("alpaca_eval-paper", True), ("replay", True), ("chat:m", False)])
+def test_the_paper_s_helpfulness_is_alpaca_eval_s_and_no_other_judge_s_comparison(judge, given):
+    run = Run(spec("rated", "helpfulness", paper="helpfulness", judge="chat", rubric="pairwise", keep=("output",)))
+    run.answer(None, task="rated")
+    run.samples[0] = replace(run.samples[0], meta={"output": "reference"})
+    run.verdicts.append(Verdict(sample_id=run.samples[0].id, judge=judge, judge_version="1", score=0.9))
+    paper = run.scored(judges=(judge,))["paper"]
+    assert (paper["helpfulness"] is not None) == given
+    assert paper["n_tasks"]["helpfulness"] == {"scored": 1, "of": 1, "n": 1, "n_published": None, "judges": [judge]}
 
 
 def test_an_aggregate_over_fewer_tasks_is_another_quantity_and_is_not_given():
     paper = paper_run(lacking={"generative3"}).scored()["paper"]
     assert paper["generative"] is None and paper["average"] is None
     assert paper["discriminative"]["value"] == pytest.approx(0.2)
-    assert paper["n_tasks"]["generative"] == {"scored": 5, "of": 6, "n": 5, "n_published": None}
+    assert paper["n_tasks"]["generative"] == {
+        "scored": 5, "of": 6, "n": 5, "n_published": None, "judges": ["lm_eval"],
+    }  # fmt: skip
 
 
 def test_a_run_without_the_paper_s_tasks_has_none_of_its_aggregates():

@@ -19,7 +19,7 @@ import pytest
 
 from bfpo_bench import store as store_module
 from bfpo_bench.errors import StoreError
-from bfpo_bench.store import RunStore, differing_fields, read_json, to_json, write_atomically
+from bfpo_bench.store import LABELS, LENGTH_CONTROL, RunStore, differing_fields, read_json, to_json, write_atomically
 from bfpo_bench.types import Message, Output, Sample, Verdict
 
 MANIFEST = {"schema": 2, "identity": {"model": {"name": "m", "identity": "sha256:1"}, "seed": 0}, "environment": {}}
@@ -352,6 +352,15 @@ def test_fresh_sets_every_old_run_aside_whole(finished):
     second = RunStore.read(finished / "old-2")
     assert ([one.id for one in second.samples()], second.manifest["identity"]["seed"]) == (["of-seed-1"], 1)
     second.close()
+
+
+def test_what_was_known_of_the_old_answers_is_set_aside_with_them(finished):
+    """Sample ids are those of the prompts: an old run's human labels would speak of the new model's answers."""
+    for name in (LABELS, LENGTH_CONTROL):
+        (finished / name).write_text("{}")
+    RunStore.create_or_resume(finished, MANIFEST, mode="fresh").close()
+    for name in (LABELS, LENGTH_CONTROL):
+        assert not (finished / name).exists() and (finished / "old-1" / name).exists()
 
 
 def test_fresh_keeps_what_a_killed_run_had_committed(finished):

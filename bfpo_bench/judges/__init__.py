@@ -382,3 +382,5 @@ _CODE: Mapping[str, _Code] = {
         ),
     ),
 }
+# Judges that are code, not files.
+CODE_JUDGES = tuple(_CODE)
