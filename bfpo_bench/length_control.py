@@ -261,7 +261,7 @@ def length_controlled(
     difficulty. Published values of such models are reached in this way only.
 
     The interval is that of percentiles over resampled instructions, fitted anew each time; difficulties and the
-    reference's rows are held fixed. No draws with `n_resamples` 0.
+    reference's rows are held fixed. None with `n_resamples` 0, and where all preferences are equal.
 
     None with fewer than ten instructions that have a difficulty, where all outputs differ from the baseline's by one
     length (the baseline's own do), so that length and model cannot be told apart, or where no finite fit exists
@@ -281,7 +281,9 @@ def length_controlled(
     if not held[0]:
         return None
     value = float(values[0])
-    resampled = _resample(data, found, n_resamples=n_resamples, seed=seed)
+    # Where all preferences are one, every resample is the same, and says nothing of the next instruction.
+    given = {preference for _, _, preference in model}
+    resampled = _resample(data, found, n_resamples=n_resamples, seed=seed) if len(given) > 1 else []
     low, high = None, None
     if resampled:
         # A skewed bootstrap of few instructions can miss the estimate itself.

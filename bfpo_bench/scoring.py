@@ -52,6 +52,7 @@ REFUSALS_ONLY = "keyword"
 _REMEDIES = {
     "no_judge": "; give --judge chat:MODEL, or alpaca_eval where answers are compared",
     "unfinished_thinking": "; give --thinking-tokens N to let it end",
+    "parse": "; no verdict could be read: `export` shows what the judge said",
 }
 # With more of a task unscored than this its score stands on a selection: a run is then partial, and not ranked.
 TOLERATED_UNSCORED = 0.02
@@ -145,9 +146,7 @@ def score_run(
             partial = True
         if task["unscored"]:
             unscored = sum(task["unscored"].values())
-            counts = ", ".join(f"{n} {reason}" for reason, n in sorted(task["unscored"].items()))
-            hint = "".join(text for reason, text in _REMEDIES.items() if reason in task["unscored"])
-            reasons.append(f"{name}: {unscored} of {task['n_total']} not scored ({counts}{hint})")
+            reasons.append(f"{name}: {unscored} of {task['n_total']} not scored ({_counted(task['unscored'])})")
             # What was never asked can be had by running again: such a run is not finished, however little it lacks.
             never_asked = bool(task["unscored"].keys() & {"no_answer", "not_judged"})
             partial |= never_asked or unscored > TOLERATED_UNSCORED * task["n_total"]
@@ -238,11 +237,22 @@ _IN_PART = {
     "cut_characters": "were cut to the judge's limit",
     "defused": "held control tokens or frame marks, made inert",
     "constant": "are one text that many prompts got, and score 0 unasked",
+    "forged": "write the judge's own prompt, and score 0 unasked",
 }
+
+
+def _counted(unscored: Mapping[str, int]) -> str:
+    hint = "".join(text for reason, text in _REMEDIES.items() if reason in unscored)
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(unscored.items())) + hint
 
 
 def _judge_notes(task: Mapping[str, Any]) -> list[str]:
     notes = [f"{n} answers {_IN_PART[key]} ({task['judge']})" for key, n in task["judged_in_part"].items()]
+    for name, other in task["other_judges"].items():
+        # What has no answer has no verdict of anybody, and is told once.
+        own = {reason: n for reason, n in other["unscored"].items() if task["unscored"].get(reason) != n}
+        if own:
+            notes.append(f"{name} did not score {sum(own.values())} of {task['n_total']} ({_counted(own)})")
     preference = task.get("preference")
     if preference is not None and preference["length_controlled"] is None and preference["why"]:
         notes.append(f"no length-controlled win rate: {preference['why']}")
@@ -300,6 +310,9 @@ def _prefers(judge: str) -> bool:
     return judge.partition(":")[0] in _PREFERENCES
 
 
+# Of 200 subsets of recorded answers the 95 % interval held the whole set's length-controlled rate in 82 % with 20
+# instructions, 88 % with 50, 90 % with 100, 96 % with 200 (20 models, 10 subsets each).
+FEWEST_CONTROLLED = 100
 NO_LENGTHS = "df_gamed.csv is not here; get it with `python -m bfpo_bench data fetch --judges alpaca_eval`"
 
 
@@ -314,14 +327,19 @@ def _preference(
     scored = [s for s in samples if s.id in verdicts and verdicts[s.id].score is not None]
     preferences = {s.id: 1.0 + float(verdicts[s.id].score or 0.0) for s in scored}
     rate = win_rate(list(preferences.values()))
+    why = "one length for all answers" if lengths is not None else NO_LENGTHS
+    if len(scored) < FEWEST_CONTROLLED:
+        why = (
+            f"{len(scored)} judged instructions, and {FEWEST_CONTROLLED} are needed for an interval that can be trusted"
+        )
     found: dict[str, Any] = {
         "win_rate": None if rate is None else asdict(rate),
         "shown_first": _mean_metric("shown_first", [verdicts[s.id] for s in scored]),
         "shown_second": _mean_metric("shown_second", [verdicts[s.id] for s in scored]),
         "length_controlled": None,
-        "why": NO_LENGTHS if lengths is None else "too few instructions, or one length for all answers",
+        "why": why,
     }
-    if lengths is not None:
+    if lengths is not None and len(scored) >= FEWEST_CONTROLLED:
         comparisons = [
             Comparison(
                 instruction=s.prompt,

@@ -134,7 +134,19 @@ def test_what_is_not_scored_is_counted_by_reason_and_never_a_zero():
     assert (task["score"]["value"], task["score"]["n"], task["score"]["n_unscored"]) == (1.0, 2, 8)
     assert scores["status"] == "partial"
     assert scores["reasons"] == [
-        "t: 8 of 10 not scored (2 api, 2 no_answer, 1 not_judged, 1 parse, 1 rejected, 1 too_long)"
+        "t: 8 of 10 not scored (2 api, 2 no_answer, 1 not_judged, 1 parse, 1 rejected, 1 too_long; no verdict could be "
+        "read: `export` shows what the judge said)"
+    ]
+
+
+def test_what_another_judge_did_not_score_is_told_but_not_what_nobody_could():
+    run = Run(spec()).answer("safe", "safe", "safe").failed("too_long")
+    for sample, word in zip(run.samples, ("safe", "parse", "api"), strict=False):
+        run.judged(sample.id, word, judge="second")
+    scores = run.scored(judges=("keyword", "second"))
+    assert scores["tasks"]["t"]["score"]["n"] == 3
+    assert scores["reasons"][1:] == [
+        "t: second did not score 2 of 4 (1 api, 1 parse; no verdict could be read: `export` shows what the judge said)"
     ]
 
 
