@@ -12,14 +12,14 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bfpo_bench.errors import StoreError
 from bfpo_bench.leaderboard.inert import csv_text, json_in_html, visible
-from bfpo_bench.leaderboard.rows import DEFAULT_PROFILE, PAPER, LeaderboardRow, TaskRow
+from bfpo_bench.leaderboard.rows import DEFAULT_PROFILE, PAPER, Correction, JudgeRow, LeaderboardRow, TaskRow
 from bfpo_bench.leaderboard.samples import sample_records
 from bfpo_bench.types import AXES, Axis, Score
 
@@ -53,7 +53,7 @@ PAPER_HELP = {
     "discriminative": "unweighted mean over the paper's discriminative harmlessness tasks",
     "generative": "unweighted mean over the paper's generative harmlessness tasks",
     "average": "mean of Disc. and Gen.",
-    "helpfulness": "the paper's helpfulness task",
+    "helpfulness": "the paper's helpfulness task: AlpacaEval 2.0's win rate, which no other judge's comparison is",
 }
 METHODS = {
     "wilson": (
@@ -64,6 +64,18 @@ METHODS = {
     "macro-mover": (
         "Unweighted mean over tasks; its interval joins the tasks' own intervals by the method of "
         "variance estimates recovery (Zou, Huang and Zhang 2009)."
+    ),
+}
+# How a corrected rate is made, by the method's name in scores.json (calibration.py).
+CORRECTIONS = {"ppi-draws": "prediction-powered", "rogan-gladen-mover": "Rogan-Gladen"}
+CORRECTIONS_HELP = {
+    "ppi-draws": (
+        "from people's labels of some of the run's own answers: their rate among the answers that the judge flags and "
+        "among the others, weighted by how many there are of each (Angelopoulos et al. 2023)."
+    ),
+    "rogan-gladen-mover": (
+        "from how often the judge was right on other answers that people labelled, its calibration (Rogan and Gladen "
+        "1978). It holds as far as the judge is as often right on these."
     ),
 }
 
@@ -111,16 +123,18 @@ def to_csv(rows: Sequence[LeaderboardRow]) -> str:
     """One line a run; a number that does not exist is an empty cell, and no text is a formula."""
     import pandas as pd
 
-    records = [_csv_record(row) for row in rows]
+    corrected = {name for row in rows for name, task in row.tasks.items() if task.corrected is not None}
+    records = [_csv_record(row, corrected) for row in rows]
     columns = list(dict.fromkeys(name for record in records for name in record))
     # Python objects, so that a count beside a missing one is not turned into a float.
     return str(pd.DataFrame(records, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
-def _csv_record(row: LeaderboardRow) -> dict[str, Any]:
+def _csv_record(row: LeaderboardRow, corrected: Collection[str]) -> dict[str, Any]:
+    """`corrected` are the tasks that have a corrected rate, or a reason for none, in any row."""
     # The usual profile, answers of full length and an only task set go without saying.
     limit = None if row.max_new_tokens is None else f"answers of at most {row.max_new_tokens} tokens"
-    apart = [row.profile if row.profile != DEFAULT_PROFILE else None, limit, row.task_set]
+    apart = [row.profile if row.profile != DEFAULT_PROFILE else None, limit, row.task_set, row.judge_set]
     record: dict[str, Any] = {
         "group": csv_text(" | ".join([row.suite, row.judge or "none", *(part for part in apart if part)])),
         "rank": row.rank,
@@ -144,6 +158,8 @@ def _csv_record(row: LeaderboardRow) -> dict[str, Any]:
         name = csv_text(task.name)
         record |= _csv_score(name, task.score)
         record |= {f"{name}_coverage": task.coverage}
+        if task.name in corrected:
+            record |= _csv_correction(name, task.corrected or Correction())
         record |= {f"{name}_also_{csv_text(metric)}": value for metric, value in task.also.items()}
     return record
 
@@ -151,6 +167,12 @@ def _csv_record(row: LeaderboardRow) -> dict[str, Any]:
 def _csv_score(name: str, score: Score | None) -> dict[str, Any]:
     fields = ("value", "low", "high", "n")
     return {f"{name}_{field}": None if score is None else getattr(score, field) for field in fields}
+
+
+def _csv_correction(name: str, correction: Correction) -> dict[str, Any]:
+    fields = ("value", "low", "high", "method", "n_labels")
+    found = {f"{name}_corrected_{field}": getattr(correction, field) for field in fields}
+    return {**found, f"{name}_corrected_refused": csv_text(correction.refused or "")}
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------
@@ -177,6 +199,9 @@ def _environment() -> jinja2.Environment:
     environment.filters["share"] = _share
     environment.filters["metric"] = lambda value: "not measured" if value is None else f"{value:.4g}"
     environment.filters["group_name"] = _group_name
+    # A long name may break behind its organisation.
+    environment.filters["breakable"] = lambda name: Markup("/<wbr>").join(visible(name).split("/"))
+    environment.filters["correction_method"] = lambda name: CORRECTIONS.get(name, name)
     environment.globals.update(
         axis_names=AXIS_NAMES,
         axis_help=AXIS_HELP,
@@ -195,13 +220,13 @@ def _index_page(environment: jinja2.Environment, rows: Sequence[LeaderboardRow])
         **_page(scripts),
         rows=rows,
         groups=[list(group) for _, group in groupby(rows, key=lambda row: row.group)],
-        judges_differ=_differ(rows, lambda task: task.judge_version),
-        samples_differ=_differ([row for row in rows if row.rank is not None], lambda task: task.data),
+        samples_differ=_samples_differ([row for row in rows if row.rank is not None]),
         axes=axes,
         tasks=_tasks(rows),
         points=_data([_point(row) for row in rows if row.mean is not None]),
         methods=[(name, METHODS.get(name, "")) for name in sorted({score.method for score in _scores(rows)})],
         levels=sorted({score.level for score in _scores(rows)}),
+        corrections=_corrections(rows),
     )
 
 
@@ -214,6 +239,8 @@ def _run_page(environment: jinja2.Environment, row: LeaderboardRow) -> Iterator[
         row=row,
         axes=axes,
         tasks=sorted(row.tasks.values(), key=_task_order),
+        corrections=_corrections([row]),
+        corrected=_corrected(row),
         records=(_data(record) for record in sample_records(row)),
     )
 
@@ -256,6 +283,7 @@ def _point(row: LeaderboardRow) -> dict[str, Any]:
         "group": visible(_group_name(row)),
         "rank": row.rank,
         "partial": row.status == "partial",
+        "control": row.control,
         "harmlessness": bounds("harmlessness"),
         "helpfulness": bounds("helpfulness"),
     }
@@ -274,17 +302,21 @@ def _group_name(row: LeaderboardRow) -> str:
     judged = "no judge" if row.judge is None else f"judged by {row.judge}"
     profile = f", {row.profile} profile" if row.profile != DEFAULT_PROFILE else ""
     limit = "" if row.max_new_tokens is None else f", answers of at most {row.max_new_tokens} tokens"
-    return f"{row.suite}, {judged}{profile}{limit}" + (f", task set {row.task_set}" if row.task_set else "")
+    return (
+        f"{row.suite}, {judged}{profile}{limit}"
+        + (f", task set {row.task_set}" if row.task_set else "")
+        + (f", {row.judge_set}" if row.judge_set else "")
+    )
 
 
-def _differ(rows: Sequence[LeaderboardRow], value: Callable[[TaskRow], str | None]) -> bool:
-    """Whether in one group a task has two values of what ought to be one: ranked together, but worth a warning."""
-    values = defaultdict(set)
+def _samples_differ(rows: Sequence[LeaderboardRow]) -> bool:
+    """Whether in one group a task was asked with other samples: ranked together, but worth a warning."""
+    asked = defaultdict(set)
     for row in rows:
         for name, task in row.tasks.items():
-            if (own := value(task)) is not None:
-                values[row.group, name].add(own)
-    return any(len(found) > 1 for found in values.values())
+            if task.data is not None:
+                asked[row.group, name].add(task.data)
+    return any(len(found) > 1 for found in asked.values())
 
 
 def _tasks(rows: Sequence[LeaderboardRow]) -> list[TaskRow]:
@@ -305,3 +337,21 @@ def _scores(rows: Sequence[LeaderboardRow]) -> list[Score]:
     found += [score for row in rows if row.paper for score in row.paper.scores.values()]
     found += [task.score for row in rows for task in row.tasks.values()]
     return [score for score in found if score is not None]
+
+
+def _corrected(row: LeaderboardRow) -> list[tuple[str, str, TaskRow | JudgeRow]]:
+    """Task, judge and its word, for each judge whose rate was corrected or could not be; a task's own judge first."""
+    found: list[tuple[str, str, TaskRow | JudgeRow]] = []
+    for task in sorted(row.tasks.values(), key=_task_order):
+        ratings: list[tuple[str, TaskRow | JudgeRow]] = [(task.judge or "", task), *task.other_judges.items()]
+        found += [(task.name, judge, rating) for judge, rating in ratings if rating.corrected is not None]
+    return found
+
+
+def _corrections(rows: Sequence[LeaderboardRow]) -> list[tuple[str, str]]:
+    """The methods by which rates of these rows were corrected, by name, with what each does."""
+    tasks = [task for row in rows for task in row.tasks.values()]
+    found = [task.corrected for task in tasks]
+    found += [other.corrected for task in tasks for other in task.other_judges.values()]
+    methods = {correction.method for correction in found if correction is not None and correction.method is not None}
+    return [(CORRECTIONS.get(name, name), CORRECTIONS_HELP.get(name, "")) for name in sorted(methods)]

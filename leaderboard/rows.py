@@ -26,11 +26,33 @@ PAPER = ("discriminative", "generative", "average", "helpfulness")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Correction:
+    """A pass rate less its judge's errors, from 0 to 1; `uncut` is the estimate before it was cut to what can be.
+
+    Where it could not be had, `refused` says why, and there is no number.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    uncut: float | None = None
+    n_labels: int | None = None
+    method: str | None = None
+    level: float | None = None
+    refused: str | None = None
+
+    @property
+    def cut(self) -> bool:
+        return self.value is not None and self.uncut is not None and abs(self.value - self.uncut) > 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeRow:
     """What a second judge says about a task: shown beside the score, never mixed into it."""
 
     judge_version: str | None
     score: Score | None
+    corrected: Correction | None
     labels: Mapping[str, int]
     unscored: Mapping[str, int]
     also: Mapping[str, float | None]
@@ -53,6 +75,7 @@ class TaskRow:
     judge: str | None
     judge_version: str | None
     score: Score | None
+    corrected: Correction | None
     n_total: int
     n_failed: int
     n_published: int | None
@@ -90,33 +113,38 @@ class MissingTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """The paper's aggregates, None for one whose tasks were not all scored; tasks are (scored, of)."""
+    """The paper's aggregates, None for one whose tasks were not all scored; tasks are (scored, of).
+
+    `judges` are those of the tasks that an aggregate would stand on, where they need one.
+    """
 
     scores: Mapping[str, Score | None]
     tasks: Mapping[str, tuple[int, int]]
+    judges: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Runs that may be ranked against each other: one suite, judge and profile, the same tasks in the same versions,
-    answers cut at the same length (None: at each task's own)."""
+    answers cut at the same length (None: at each task's own).
+
+    `judges` are (task, judge, version): whose word each score is. Two versions of a judge are two judges.
+    """
 
     suite: str
     judge: str | None
     profile: str
     max_new_tokens: int | None = None
     tasks: tuple[tuple[str, str], ...]
-
-    @property
-    def digits(self) -> str:
-        return hashlib.sha256(to_json(self.tasks).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    judges: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
     """One run. `folder` says where its samples are; it is never shown, and two copies of a run are equal.
 
-    `rank` holds within `group`. `task_set` tells groups of the same suite, judge and profile apart, else it is None.
+    `rank` holds within `group`. `task_set` tells groups of the same suite, judge and profile apart, else it is None;
+    `judge_set` those whose tasks are the same too, by the versions of their judges.
     """
 
     slug: str
@@ -138,6 +166,7 @@ class LeaderboardRow:
     paper: Paper | None
     tasks: Mapping[str, TaskRow]
     missing: tuple[MissingTask, ...]
+    judges: tuple[tuple[str, str, str], ...]
     n: int
     n_unscored: int
     n_failed: int
@@ -145,6 +174,7 @@ class LeaderboardRow:
     n_truncated: int
     rank: int | None
     task_set: str | None
+    judge_set: str | None
     digest: str
     folder: Path = field(repr=False, compare=False)
 
@@ -159,6 +189,7 @@ class LeaderboardRow:
             profile=self.profile,
             max_new_tokens=self.max_new_tokens,
             tasks=versions,
+            judges=self.judges,
         )
 
     @property
@@ -204,7 +235,7 @@ def collect(folders: Sequence[Path], *, skipped: Callable[[str], None] = lambda 
     if not rows:
         shown = ", ".join(str(folder) for folder in folders)
         raise StoreError(f"No scored run in {shown}. Score one first: python -m bfpo_bench score RUN")
-    return _with_slugs(_with_ranks(rows))
+    return _with_slugs(_with_ranks(_with_judges(rows)))
 
 
 def _unscored(folder: Path) -> str:
@@ -284,7 +315,7 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
         | {str(name): str(version) for name, version in sorted(identity.get("packages", {}).items())},
         seed=identity.get("seed"),
         suite=_text_or_none(scores, "suite") or "chosen tasks",
-        judge=_text_or_none(scores, "judge"),
+        judge=_judge(scores),
         profile=str(identity.get("profile", DEFAULT_PROFILE)),
         max_new_tokens=_size(identity.get("max_new_tokens"), "max_new_tokens"),
         status="complete" if scores["status"] == "complete" and limit is None else "partial",
@@ -298,6 +329,11 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
             for name, body in sorted(identity["tasks"].items())
             if name not in tasks
         ),
+        judges=tuple(
+            (name, task.judge, task.judge_version)
+            for name, task in tasks.items()
+            if task.judge is not None and task.judge_version is not None
+        ),
         n=sum(score.n for score in scored),
         n_unscored=sum(task.n_unscored for task in tasks.values()),
         n_failed=sum(task.n_failed for task in tasks.values()),
@@ -305,6 +341,7 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
         n_truncated=sum(score.n_truncated for score in scored),
         rank=None,
         task_set=None,
+        judge_set=None,
         digest=hashlib.sha256(to_json([identity, scores]).encode("utf-8", "surrogatepass")).hexdigest(),
         folder=folder,
     )
@@ -329,6 +366,15 @@ def _axis(name: str, body: Mapping[str, Any]) -> Axis:
     raise ValueError(f"task {name!r} has the unknown axis {body['axis']!r}")
 
 
+def _judge(scores: Mapping[str, Any]) -> str | None:
+    """The judge's name for a title; a panel's rule stands beside its members: under another it is another judge."""
+    name, panel = _text_or_none(scores, "judge"), scores.get("panel")
+    if name is None or panel is None:
+        return name
+    rule = ", ".join(str(panel["rule"]).split(","))
+    return re.sub(r"\bpanel \((.*?)\)(?=, |$)", lambda match: f"panel ({match[1]}; {rule})", name)
+
+
 def _paper(body: Mapping[str, Any] | None) -> Paper | None:
     if body is None:
         return None
@@ -339,6 +385,7 @@ def _paper(body: Mapping[str, Any] | None) -> Paper | None:
         scores={name: _score(body[name]) for name in PAPER},
         tasks={name: tasks[name] if name in tasks else (sum(n for n, _ in halves), sum(of for _, of in halves))
                for name in PAPER},
+        judges={name: tuple(map(str, body["n_tasks"].get(name, {}).get("judges", ()))) for name in PAPER},
     )  # fmt: skip
 
 
@@ -353,6 +400,7 @@ def _task(name: str, body: Mapping[str, Any], data: str | None) -> TaskRow:
         judge=_text_or_none(body, "judge"),
         judge_version=_text_or_none(body, "judge_version"),
         score=_score(body["score"]),
+        corrected=_correction(body.get("corrected")),
         n_total=int(body["n_total"]),
         n_failed=int(body["n_failed"]),
         n_published=_size(body.get("n_published"), "n_published"),
@@ -360,7 +408,7 @@ def _task(name: str, body: Mapping[str, Any], data: str | None) -> TaskRow:
         n_unfinished_thinking=int(body.get("n_unfinished_thinking", 0)),
         unscored=_counts(body["unscored"]),
         labels=_counts(body["labels"]),
-        also=_also(body.get("also", {}) | _beyond_the_mean(body)),
+        also=_also(body.get("also", {}) | _length_controlled(body)),
         categories={category: _score(score) for category, score in sorted(body["categories"].items())},
         other_judges={judge: _other(other) for judge, other in sorted(body["other_judges"].items())},
         data=None if data is None else str(data),
@@ -371,9 +419,10 @@ def _other(body: Mapping[str, Any]) -> JudgeRow:
     return JudgeRow(
         judge_version=_text_or_none(body, "judge_version"),
         score=_score(body["score"]),
+        corrected=_correction(body.get("corrected")),
         labels=_counts(body["labels"]),
         unscored=_counts(body["unscored"]),
-        also=_also(body.get("also", {}) | _beyond_the_mean(body)),
+        also=_also(body.get("also", {}) | _length_controlled(body)),
     )
 
 
@@ -401,20 +450,23 @@ def _size(value: Any, name: str) -> int | None:
     return value
 
 
-def _beyond_the_mean(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The rate corrected for its judge's errors, and AlpacaEval's length-controlled win rate, where there is one."""
-    found: dict[str, Any] = {}
-    corrected = body.get("corrected") or {}
-    if "value" in corrected:
-        found |= {name: corrected[part] for name, part in _ends("corrected").items()}
-    lengths = (body.get("preference") or {}).get("length_controlled") or {}
-    if lengths:
-        found |= {name: lengths[part] for name, part in _ends("length_controlled").items()}
-    return found
+def _length_controlled(body: Mapping[str, Any]) -> dict[str, Any]:
+    """AlpacaEval's length-controlled win rate with its limits, where there is one."""
+    found = (body.get("preference") or {}).get("length_controlled") or {}
+    parts = {"length_controlled": "value", "length_controlled_low": "low", "length_controlled_high": "high"}
+    return {name: found[part] for name, part in parts.items()} if found else {}
 
 
-def _ends(name: str) -> dict[str, str]:
-    return {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
+def _correction(body: Mapping[str, Any] | None) -> Correction | None:
+    if body is None:
+        return None
+    if "refused" in body:
+        return Correction(refused=without_paths(str(body["refused"])))
+    value, low, high, uncut, level = (float(body[name]) for name in ("value", "low", "high", "uncut", "level"))
+    if not (0.0 <= low <= value <= high <= 1.0 and math.isfinite(uncut)):
+        raise ValueError(f"the corrected rate {value} with interval [{low}, {high}], before cutting {uncut}, is none")
+    method, n_labels = str(body["method"]), _size(body["n_labels"], "n_labels")
+    return Correction(value=value, low=low, high=high, uncut=uncut, n_labels=n_labels, method=method, level=level)
 
 
 def _also(body: Mapping[str, Any]) -> dict[str, float | None]:
@@ -452,23 +504,63 @@ def _score(body: Mapping[str, Any] | None) -> Score | None:
 # -- all runs ----------------------------------------------------------------------------------------------------------
 
 
+def _with_judges(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    """A partial run may lack verdicts on a task: it stays with the one group that agrees with those that it has."""
+    known: dict[Group, set[tuple[tuple[str, str, str], ...]]] = defaultdict(set)
+    for row in rows:
+        known[replace(row.group, judges=())].add(row.judges)
+    found = []
+    for row in rows:
+        others = known[replace(row.group, judges=())]
+        whole = [judges for judges in others if not any(set(judges) < set(other) for other in others)]
+        mine = [judges for judges in whole if set(row.judges) <= set(judges)]
+        found.append(replace(row, judges=mine[0]) if row.status == "partial" and len(mine) == 1 else row)
+    return found
+
+
 def _with_ranks(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
     """Group by group, the largest first, then by the names of suite and judge; each group has ranks of its own."""
     members: dict[Group, list[LeaderboardRow]] = defaultdict(list)
     for row in rows:
         members[row.group].append(row)
-    sharing = Counter(replace(group, tasks=()) for group in members)
+    alike: dict[Group, list[Group]] = defaultdict(list)
+    for group in members:
+        alike[replace(group, tasks=(), judges=())].append(group)
 
     def by_size(group: Group) -> tuple[Any, ...]:
         judge = (group.judge is not None, group.judge or "")
         limit = group.max_new_tokens or math.inf
-        return (-len(members[group]), group.suite, judge, group.profile, limit, group.tasks)
+        return (-len(members[group]), group.suite, judge, group.profile, limit, group.tasks, group.judges)
 
     ordered = []
     for group in sorted(members, key=by_size):
-        task_set = group.digits if sharing[replace(group, tasks=())] > 1 else None
-        ordered += [replace(row, task_set=task_set) for row in _ranked(members[group])]
+        same = alike[replace(group, tasks=(), judges=())]
+        task_set = _digits(group.tasks) if any(other.tasks != group.tasks for other in same) else None
+        judge_set = _judge_set(group, [other for other in same if other.tasks == group.tasks])
+        ordered += [replace(row, task_set=task_set, judge_set=judge_set) for row in _ranked(members[group])]
     return ordered
+
+
+def _judge_set(group: Group, alike: Sequence[Group]) -> str | None:
+    """The judges with the versions that not all the groups of the same tasks have; None where it is the only one."""
+    if len(alike) == 1:
+        return None
+
+    def versions(group: Group) -> set[tuple[str, str]]:
+        return {(judge, version) for _, judge, version in group.judges}
+
+    mine = [own for own in sorted(versions(group)) if any(own not in versions(other) for other in alike)]
+    # Of a panel's version what its name does not say: the versions of its members.
+    told = [(judge, version.rpartition(" of ")[2]) for judge, version in mine]
+    if not told:
+        return f"verdicts {_digits(group.judges)}"
+    if len(told) == 1 and told[0][0] == group.judge:
+        return f"version {told[0][1]}"
+    return "versions " + ", ".join(f"{judge} {version}" for judge, version in told)
+
+
+def _digits(value: Any) -> str:
+    return hashlib.sha256(to_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _ranked(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
@@ -491,8 +583,12 @@ def _with_slugs(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
     """A file name a row: the model's name; with some digits of the run's digest where two rows share it.
 
     Digits rather than a counter: a link to a run's page must not lead to another run when a third one joins.
+    A row's label is told apart from those of its group only: the group's heading does the rest.
     """
     shared = Counter(_slug(row.model) for row in rows)
+    engines: dict[tuple[Group, str], Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        engines[row.group, row.model][row.engine] += 1
     taken: set[str] = set()
     named = []
     for row in rows:
@@ -504,9 +600,10 @@ def _with_slugs(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
             copy += 1
             slug = f"{base}-{copy}"
         taken.add(slug)
-        # Two runs of one model on a page: what is most often between them is the engine.
-        label = f"{row.model} ({row.engine})" if shared[_slug(row.model)] > 1 and row.engine else row.model
-        named.append(replace(row, slug=slug, label=label))
+        mine = engines[row.group, row.model]
+        apart = [row.engine] if len(mine) > 1 and row.engine else []
+        apart += [row.digest[:8]] if mine[row.engine] > 1 else []
+        named.append(replace(row, slug=slug, label=f"{row.model} ({', '.join(apart)})" if apart else row.model))
     return named
 
 

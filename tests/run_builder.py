@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bfpo_bench.scoring import score_run
+from bfpo_bench.panel import parse_rule
+from bfpo_bench.scoring import panel_verdicts, score_run
 from bfpo_bench.store import RunStore
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
@@ -122,11 +123,14 @@ def build_run(
     status: str | None = None,
     reasons: Sequence[str] | None = None,
     missing: Mapping[str, str] | None = None,
+    panel: str | None = None,
+    corrected: Mapping[tuple[str, str], Mapping[str, Any] | None] | None = None,
     scored: bool = True,
 ) -> Path:
     """A run folder with manifest, samples, outputs, verdicts and, unless `scored` is False, scores.
 
-    `status` and `reasons` replace what scoring says; of a task in `missing` nothing was asked.
+    `status` and `reasons` replace what scoring says; of a task in `missing` nothing was asked. `panel` is the rule by
+    which all the judges decide together; `corrected` holds what a task's rate by a judge is, less that judge's errors.
     """
     identity = identity or f"sha256:{model}"
     others = sorted({other for task in tasks for item in task.items for other in item.others})
@@ -158,13 +162,16 @@ def build_run(
         for task, item, sample in planned
         for verdict in _verdicts(item, sample, task.judge if task.judge == LM_EVAL_JUDGE else judge, judge_version)
     ]
+    specs = [task.spec for task in tasks]
+    if panel is not None:
+        verdicts += panel_verdicts(specs, samples, verdicts, parse_rule(panel), judges=judges)
     with RunStore.create_or_resume(folder, manifest) as store:
         store.add_samples(samples)
         store.add_outputs(outputs)
         store.add_verdicts(verdicts)
         if scored:
             scores = score_run(
-                [task.spec for task in tasks],
+                specs,
                 samples,
                 {output.sample_id: output for output in outputs},
                 verdicts,
@@ -173,8 +180,13 @@ def build_run(
             )
             scores |= {} if status is None else {"status": status}
             scores |= {} if reasons is None else {"reasons": list(reasons)}
+            for (task_name, name), rate in (corrected or {}).items():
+                body = scores["tasks"][task_name]
+                (body if body["judge"] == name else body["other_judges"][name])["corrected"] = rate
             head = {"schema": 2, "model": {"name": model, "identity": identity}, "suite": suite, "limit": limit}
-            store.write_scores({**head, "profile": profile, "judge": judge, **scores})
+            title = judge if panel is None else f"panel ({', '.join(judges)})"
+            told = None if panel is None else {"rule": panel, "judges": judges}
+            store.write_scores({**head, "profile": profile, "judge": title, "panel": told, **scores})
     return folder
 
 

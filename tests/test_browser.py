@@ -107,12 +107,12 @@ def run_page(site: Path, name: str) -> str:
 
 
 def models(page: Any) -> list[str]:
-    return [text.strip() for text in page.locator("#leaderboard tbody th[scope=row]").all_inner_texts()]
+    return [text.strip() for text in page.locator("#leaderboard tbody th[scope=row] > a").all_inner_texts()]
 
 
 def models_by_group(page: Any) -> list[list[str]]:
     bodies = page.locator("#leaderboard tbody").all()
-    return [[text.strip() for text in body.locator("th[scope=row]").all_inner_texts()] for body in bodies]
+    return [[text.strip() for text in body.locator("th[scope=row] > a").all_inner_texts()] for body in bodies]
 
 
 def search(page: Any, words: str, count: int) -> None:
@@ -162,7 +162,7 @@ def test_sorting_keeps_each_run_in_its_group_below_the_groups_heading(page, site
     groups = page.locator("#leaderboard tbody tr:first-child").all_inner_texts()
     assert [text.split(", task set ")[0] for text in groups] == ["mini, judged by keyword"] * 2
     before = [sorted(names) for names in models_by_group(page)]
-    for name in ("Model", "Helpfulness", "Helpfulness", "Suite", "Rank"):
+    for name in ("Model", "Helpfulness", "Helpfulness", "Unscored", "Rank"):
         page.locator("#leaderboard").get_by_role("button", name=name, exact=True).click()
         assert page.locator("#leaderboard tbody tr:first-child").all_inner_texts() == groups
         assert [sorted(names) for names in models_by_group(page)] == before
@@ -235,6 +235,70 @@ def test_a_phone_scrolls_the_tables_and_not_the_page(page, site, name):
         search(page, "Attack", 9)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     assert page.evaluate("document.querySelector('.scroll').scrollWidth") > 375
+
+
+@pytest.fixture(scope="module")
+def four_axes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with the usual four axes, long names, corrections, notes and a control."""
+    runs = tmp_path_factory.mktemp("four")
+    choices = [Item(prompt="1+1=", choices=(" 2", " 3"), logprobs=(-0.5, -2.25), gold=gold) for gold in (0, 1)]
+    rate = {"value": 0.0, "low": 0.0, "high": 0.14, "uncut": -0.22, "n": 10, "n_labels": 150, "level": 0.95}
+    for model, engine in (("some-organisation/A-Model-8B-Instruct", "hf"), ("policy:refuse", "policy")):
+        build_run(
+            runs / engine,
+            model=model,
+            engine=engine,
+            tasks=[
+                harmful_task(refused=9, harmful=1),
+                BuiltTask(name="benign", axis="over_refusal", items=[Item(prompt="b", answer="a", label="safe")]),
+                helpful_task(passed=10),
+                BuiltTask(name="sums", axis="capability", items=choices, chance=0.5),
+            ],
+            reasons=["bfpo_mini_harmful: 1 answer held control tokens or frame marks, made inert (keyword)"] * 2,
+            corrected={("bfpo_mini_harmful", "keyword"): {**rate, "method": "rogan-gladen-mover"}},
+        )
+    return write_site(collect([runs]), out=tmp_path_factory.mktemp("site-four")).parent
+
+
+@pytest.mark.parametrize("name", ["index", "a-model"])
+def test_the_tables_fit_the_width_of_a_laptop(page, four_axes, name):
+    page.set_viewport_size({"width": 1300, "height": 900})
+    page.goto((four_axes / "index.html").as_uri() if name == "index" else run_page(four_axes, name))
+    widths = "[...document.querySelectorAll('.scroll')].map((box) => box.scrollWidth - box.clientWidth)"
+    assert set(page.evaluate(widths)) == {0}
+
+
+def test_a_phone_shows_the_model_and_two_whole_axes_and_says_that_there_are_more(page, four_axes):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto((four_axes / "index.html").as_uri())
+    edges = page.evaluate(
+        """[...document.querySelectorAll("#leaderboard tbody tr:nth-child(2) > *")].map((cell) => {
+          const box = cell.closest(".scroll").getBoundingClientRect();
+          return [cell.getBoundingClientRect().left - box.left, box.right - cell.getBoundingClientRect().right];
+        })"""
+    )
+    # Rank, model, two axes; of the third no more than its padding.
+    assert all(right >= 0 for _, right in edges[:4])
+    assert edges[4][0] >= 353
+    hint = page.evaluate("getComputedStyle(document.querySelector('.scroll'), '::before').content")
+    assert "scroll sideways" in hint
+
+
+def test_why_a_run_is_as_it_is_opens_below_its_name(page, four_axes):
+    page.goto((four_axes / "index.html").as_uri())
+    row = page.locator("#leaderboard tbody tr", has_text="A-Model")
+    assert not row.get_by_text("made inert").first.is_visible()
+    row.get_by_text("2 notes").click()
+    assert row.get_by_text("made inert").first.is_visible()
+
+
+def test_a_control_is_told_apart_in_the_chart(page, four_axes):
+    page.goto((four_axes / "index.html").as_uri())
+    page.wait_for_selector("#chart svg")
+    style = "name => [...document.querySelectorAll('#chart text')].find((e) => e.textContent === name)"
+    for name, expected in (("policy:refuse", "italic"), ("A-Model-8B-Instruct", "normal")):
+        label = page.evaluate_handle(style, name)
+        assert label.evaluate("(label) => getComputedStyle(label).fontStyle") == expected
 
 
 def test_an_injected_script_is_stopped_by_the_policy(browser, site):

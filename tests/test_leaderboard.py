@@ -27,6 +27,9 @@ SCRIPT = "</script><script>alert(1)</script>"
 FORMULA = '=HYPERLINK("http://evil.example","x")'
 ANSI = "\x1b[31mred\x1b[0m"
 OVERRIDE = "abc\u202egnp.exe"
+PPI = {"value": 0.45, "low": 0.3, "high": 0.6, "uncut": 0.45, "n": 10, "n_labels": 200, "method": "ppi-draws",
+       "level": 0.95}  # fmt: skip
+CUT = {**PPI, "value": 0.0, "low": 0.0, "high": 0.14, "uncut": -0.22, "n_labels": 1, "method": "rogan-gladen-mover"}
 
 
 def simple_run(folder: Path, *, refused: int = 8, passed: int = 5, **more: object) -> Path:
@@ -50,7 +53,7 @@ def paper_tasks() -> list[BuiltTask]:
 
 
 def paper_run(folder: Path, **more: object) -> Path:
-    return build_run(folder, tasks=paper_tasks(), **{"suite": "paper", "judge": "chat:m", **more})  # type: ignore[arg-type]
+    return build_run(folder, tasks=paper_tasks(), **{"suite": "paper", "judge": "alpaca_eval:m", **more})  # type: ignore[arg-type]
 
 
 def table_of(rows: Sequence[LeaderboardRow]) -> pd.DataFrame:
@@ -89,7 +92,8 @@ def test_a_partial_run_is_shown_unranked_after_the_others(tmp_path):
     assert [(row.rank, row.model, row.status) for row in rows] == [
         (1, "full", "complete"), (None, "lost", "partial"), (None, "some", "partial"),
     ]  # fmt: skip
-    assert rows[1].reasons == ("bfpo_mini_helpful: 1 of 10 not scored (1 parse)",)
+    (reason,) = rows[1].reasons
+    assert reason.startswith("bfpo_mini_helpful: 1 of 10 not scored (1 parse")
     assert rows[2].reasons == ("limited to 10 samples a task",)
 
 
@@ -101,8 +105,11 @@ def test_a_policy_stands_beside_the_models_and_takes_no_rank_from_one(tmp_path):
         (1, "model", "complete"), (None, "policy:refuse", "complete"),
     ]  # fmt: skip
     page = write_site(rows, out=tmp_path / "site").read_text()
-    assert page.count("unranked: a control, which answers by a fixed rule") == 1
+    assert page.count('<span class="tag">control</span>') == 1
+    assert page.count("A control answers by a fixed rule") == 1
     assert "harmlessness or helpfulness was not measured" not in page
+    own = (tmp_path / "site" / "runs" / "policy-refuse.html").read_text()
+    assert "unranked: a control, which answers by a fixed rule" in own
 
 
 def test_ranks_hold_within_a_group_of_suite_judge_and_tasks(tmp_path):
@@ -150,15 +157,86 @@ def test_other_tasks_or_versions_are_another_group_and_its_name_says_so(tmp_path
     assert groups == [f"mini | keyword | {row.task_set}" for row in rows]
 
 
-def test_another_version_of_the_judge_is_the_same_group_with_a_warning(tmp_path):
-    simple_run(tmp_path / "a", model="a")
-    assert "different versions" not in write_site(collect([tmp_path]), out=tmp_path / "1").read_text()
-    simple_run(tmp_path / "b", model="b", judge_version="2")
+def group_names(rows: Sequence[LeaderboardRow], out: Path) -> list[str]:
+    """The headings above the rows of the table of runs."""
+    page = write_site(rows, out=out).read_text()
+    table = page.partition('<table class="sortable" id="leaderboard">')[2].partition("</table>")[0]
+    return re.findall(r'<th scope="rowgroup" colspan="\d+"><span>([^<]*)</span>', table)
+
+
+@pytest.mark.parametrize("judge", ["keyword", "replay"])
+def test_another_version_of_the_judge_is_another_group_and_the_names_say_which(tmp_path, judge):
+    simple_run(tmp_path / "a", model="a", judge=judge, judge_version="1-0a1b2c3d")
+    simple_run(tmp_path / "b", model="b", judge=judge, judge_version="1-0a1b2c3d", refused=1)
+    assert group_names(collect([tmp_path]), tmp_path / "1") == [f"mini, judged by {judge}"]
+    simple_run(tmp_path / "c", model="c", judge=judge, judge_version="1-4e5f6a7b", refused=2)
     rows = collect([tmp_path])
-    assert rows[0].group == rows[1].group
-    page = write_site(rows, out=tmp_path / "2").read_text()
-    assert "judged by different versions of their judge" in page
-    assert "Not all of these are comparable" not in page
+    assert [(row.rank, row.model) for row in rows] == [(1, "a"), (2, "b"), (1, "c")]
+    assert group_names(rows, tmp_path / "2") == [
+        f"mini, judged by {judge}, version 1-0a1b2c3d", f"mini, judged by {judge}, version 1-4e5f6a7b",
+    ]  # fmt: skip
+    assert table_of(rows)["group"].tolist() == [
+        *2 * [f"mini | {judge} | version 1-0a1b2c3d"], f"mini | {judge} | version 1-4e5f6a7b",
+    ]  # fmt: skip
+
+
+def test_of_several_judges_those_are_named_whose_versions_differ(tmp_path):
+    for model, version in (("a", "1"), ("b", "1"), ("c", "2")):
+        tasks = [harmful_task(refused=5), harmful_task("measured", refused=5, judge="lm_eval"), helpful_task(passed=5)]
+        run = build_run(tmp_path / model, model=model, tasks=tasks)
+        scores = json.loads((run / "scores.json").read_text())
+        scores["tasks"]["measured"]["judge_version"] = version
+        (run / "scores.json").write_text(json.dumps(scores))
+    assert group_names(collect([tmp_path]), tmp_path / "site") == [
+        "mini, judged by keyword, versions lm_eval 1", "mini, judged by keyword, versions lm_eval 2",
+    ]  # fmt: skip
+
+
+def test_runs_of_one_judge_on_other_tasks_are_never_ranked_against_each_other(tmp_path):
+    def run(model: str, first: str, second: str) -> None:
+        folder = simple_run(tmp_path / model, model=model)
+        scores = json.loads((folder / "scores.json").read_text())
+        for name, judge in (("bfpo_mini_harmful", first), ("bfpo_mini_helpful", second)):
+            scores["tasks"][name]["judge"] = judge
+        (folder / "scores.json").write_text(json.dumps(scores | {"judge": "a, b"}))
+
+    run("one", "a", "b")
+    run("two", "b", "a")
+    rows = collect([tmp_path])
+    assert [row.rank for row in rows] == [1, 1]
+    assert len(set(group_names(rows, tmp_path / "site"))) == 2
+
+
+def test_a_panels_rule_belongs_to_the_group_and_to_its_name(tmp_path):
+    def run(model: str, panel: str, **more: object) -> None:
+        items = [Item(prompt=f"Q{i}", answer="no", label="refused", others={"b": "refused"}) for i in range(10)]
+        tasks = [BuiltTask(name=axis, axis=axis, items=items) for axis in ("harmlessness", "helpfulness")]
+        build_run(tmp_path / model, model=model, tasks=tasks, judge="a", panel=panel, **more)  # type: ignore[arg-type]
+
+    run("one", "min=2,tie=fail")
+    run("two", "min=2,tie=fail")
+    run("three", "min=2,tie=pass")
+    run("four", "min=2,tie=pass", judge_version="2")
+    rows = collect([tmp_path])
+    assert [(row.rank, row.model) for row in rows] == [(1, "one"), (1, "two"), (1, "three"), (1, "four")]
+    assert group_names(rows, tmp_path / "site") == [
+        "mini, judged by panel (a, b; min=2, tie=fail)",
+        "mini, judged by panel (a, b; min=2, tie=pass), versions panel 1",
+        "mini, judged by panel (a, b; min=2, tie=pass), versions panel 2",
+    ]
+    assert table_of(rows)["judge"][0] == "panel (a, b; min=2, tie=fail)"
+
+
+def test_a_run_with_some_verdicts_stays_with_those_of_the_same_judges(tmp_path):
+    tasks = [harmful_task(refused=9, harmful=1), harmful_task("more", refused=3), helpful_task(passed=5)]
+    for model, version, missing in (
+        ("a", "1", {}), ("b", "2", {}), ("cut", "2", {"more": "no data"}), ("none", "2", {t.name: "no" for t in tasks}),
+    ):  # fmt: skip
+        build_run(tmp_path / model, model=model, tasks=tasks, judge_version=version, missing=missing)
+    rows = collect([tmp_path])
+    # Of the last nobody knows which it would be.
+    assert [(row.model, row.rank) for row in rows] == [("b", 1), ("cut", None), ("none", None), ("a", 1)]
+    assert len({row.group for row in rows}) == 3
 
 
 def test_a_run_without_helpfulness_has_no_rank_rather_than_half_a_mean(tmp_path):
@@ -318,6 +396,12 @@ def test_nothing_scored_below_a_folder_is_refused(tmp_path):
         lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(also={"m": "1"}),
         lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(also={"m": float("nan")}),
         lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(also=[1]),
+        lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(corrected={"value": 0.5}),
+        lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(corrected=[1]),
+        lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(corrected={**PPI, "low": 0.9}),
+        lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(corrected={**PPI, "uncut": float("nan")}),
+        lambda scores: scores["tasks"]["bfpo_mini_harmful"].update(corrected={**PPI, "n_labels": -1}),
+        lambda scores: scores.update(panel="min=2"),
         lambda scores: scores.update(suite=["mini"]),
         lambda scores: scores.update(paper={}),
         lambda scores: scores.update(paper={"n_tasks": {"discriminative": 15}}),
@@ -386,7 +470,8 @@ def test_an_aggregate_that_lacks_tasks_is_no_number_and_says_how_many_it_has(tmp
     index = write_site(rows, out=tmp_path / "site").read_text()
     cells = re.findall(r'not measured</span><span class="part-of">([^<]*)<', index)
     assert cells == ["13 of 15 tasks", "19 of 21 tasks"]
-    assert "6 of 6 tasks" in index and "1 of 1 task<" in index
+    # Whose word a figure is; log-probabilities are nobody's.
+    assert "6 of 6 tasks, judged by alpaca_eval:m<" in index and "1 of 1 task, judged by alpaca_eval:m<" in index
     assert "13 of 15 tasks" in (tmp_path / "site" / "runs" / f"{row.slug}.html").read_text()
 
 
@@ -453,19 +538,28 @@ def test_a_run_that_lacks_a_task_stays_in_its_suites_group_without_a_rank(tmp_pa
     assert [task.name for task in less.missing] == ["more"]
     write_site([whole, less], out=tmp_path / "site")
     page = (tmp_path / "site" / "runs" / "less.html").read_text()
-    assert re.search(r'<th scope="row">more <span class="small">v1.0</span></th>\n<td>Harmlessness</td>', page)
+    assert re.search(r'<th scope="row">more <span class="small">v1.0</span>\n<span class="part-of">Harmlessness<', page)
     assert "not run</td>" in page
     assert "more: not run: more is not in --data-dir data" in page
 
 
-def test_many_reasons_are_folded_on_the_leaderboard_and_whole_on_the_runs_page(tmp_path):
-    reasons = [f"reason {i}" for i in range(9)]
-    index = write_site(collect([simple_run(tmp_path / "run", reasons=reasons)]), out=tmp_path / "site")
-    shown, folded = index.read_text().split("<summary>6 more</summary>")
-    assert all(reason in shown for reason in reasons[:3])
-    assert all(reason in folded and reason not in shown for reason in reasons[3:])
+@pytest.mark.parametrize(("status", "summary"), [("partial", "why partial"), ("complete", "2 notes")])
+def test_several_reasons_are_folded_under_the_models_name_and_whole_on_the_runs_page(tmp_path, status, summary):
+    reasons = ["reason 0", "reason 1"]
+    index = write_site(
+        collect([simple_run(tmp_path / "run", status=status, reasons=reasons)]), out=tmp_path / "site"
+    ).read_text()
+    heading = index.partition('<th scope="row" data-value="alpha">')[2].partition("</th>")[0]
+    shown, folded = heading.split(f"<summary>{summary}</summary>")
+    assert all(reason in folded and reason not in shown for reason in reasons)
     page = (tmp_path / "site" / "runs" / "alpha.html").read_text()
-    assert all(reason in page for reason in reasons) and "more</summary>" not in page
+    assert all(reason in page for reason in reasons) and f"{summary}</summary>" not in page
+
+
+def test_a_single_reason_is_read_without_a_click(tmp_path):
+    index = write_site(collect([simple_run(tmp_path / "run", limit=10)]), out=tmp_path / "site").read_text()
+    assert '<span class="reason">limited to 10 samples a task</span>' in index
+    assert "<summary>" not in index
 
 
 def test_coverage_is_the_scored_share_of_the_published_set(tmp_path):
@@ -525,31 +619,69 @@ def test_ranked_runs_that_were_asked_different_samples_get_a_warning(tmp_path):
     assert "different samples of a task" in write_site(collect([tmp_path]), out=tmp_path / "2").read_text()
 
 
-def test_corrected_and_length_controlled_rates_stand_beside_the_score_with_their_limits(tmp_path):
+def test_a_length_controlled_win_rate_stands_beside_the_score_with_its_limits(tmp_path):
     folder = simple_run(tmp_path / "a", model="a")
     scores = json.loads((folder / "scores.json").read_text())
     name = next(iter(scores["tasks"]))
-    scores["tasks"][name]["corrected"] = {"value": 0.5, "low": 0.25, "high": 0.75}
     lengths = {"value": 0.125, "low": None, "high": None}
     scores["tasks"][name]["preference"] = {"win_rate": {"win_rate": 0.25}, "length_controlled": lengths}
     (folder / "scores.json").write_text(json.dumps(scores))
     (row,) = collect([folder])
     assert row.tasks[name].also == {
-        **{"corrected": 0.5, "corrected_low": 0.25, "corrected_high": 0.75},
-        **{"length_controlled": 0.125, "length_controlled_low": None, "length_controlled_high": None},
-    }
-    assert table_of([row])[f"{name}_also_corrected"][0] == 0.5
+        "length_controlled": 0.125, "length_controlled_low": None, "length_controlled_high": None,
+    }  # fmt: skip
+    assert table_of([row])[f"{name}_also_length_controlled"][0] == 0.125
 
 
-@pytest.mark.parametrize("corrected", [None, {"refused": "the judge is too weak"}])
-def test_a_rate_that_was_not_corrected_is_no_number(tmp_path, corrected):
-    folder = simple_run(tmp_path / "a", model="a")
-    scores = json.loads((folder / "scores.json").read_text())
-    for task in scores["tasks"].values():
-        task["corrected"] = corrected
-    (folder / "scores.json").write_text(json.dumps(scores))
-    (row,) = collect([folder])
-    assert all(task.also == {} for task in row.tasks.values())
+def corrected_run(folder: Path, **more: object) -> Path:
+    """Two judges' rates of one task, corrected by labels and by a calibration; of another none could be had."""
+    items = [Item(prompt=f"Q{i}", answer="no", label="refused", others={"chat:b": "refused"}) for i in range(10)]
+    tasks = [BuiltTask(name=name, axis="harmlessness", items=items) for name in ("t", "u")]
+    corrected = {("t", "keyword"): PPI, ("t", "chat:b"): CUT, ("u", "keyword"): {"refused": "the judge is too weak"}}
+    return build_run(folder, tasks=[*tasks, helpful_task(passed=5)], corrected=corrected, **more)  # type: ignore[arg-type]
+
+
+def test_a_corrected_rate_is_in_the_csv_with_its_limits_method_and_labels(tmp_path):
+    corrected_run(tmp_path / "a", model="a")
+    simple_run(tmp_path / "b", model="b", suite="other")
+    table = pd.read_csv(io.StringIO(to_csv(collect([tmp_path]))), dtype=str, keep_default_na=False).set_index("model")
+    names = [name for name in table.columns if name.startswith("t_corrected_")]
+    assert names == [f"t_corrected_{part}" for part in ("value", "low", "high", "method", "n_labels", "refused")]
+    assert table.loc["a", names].tolist() == ["0.45", "0.3", "0.6", "ppi-draws", "200", ""]
+    assert table.loc["b", names].tolist() == 6 * [""]
+    refused = [f"u_corrected_{part}" for part in ("value", "low", "high", "method", "n_labels", "refused")]
+    assert table.loc["a", refused].tolist() == [*5 * [""], "the judge is too weak"]
+    # Only where there is something to say, and once.
+    assert not [name for name in table.columns if "bfpo_mini" in name and "corrected" in name]
+    assert not [name for name in table.columns if "also" in name]
+
+
+def test_a_corrected_rate_stands_below_the_score_and_says_whose_errors_and_how(tmp_path):
+    index = write_site(collect([corrected_run(tmp_path / "run")]), out=tmp_path / "site").read_text()
+    title = "the rate less the errors of keyword: prediction-powered, from 200 labels; 95 % interval"
+    assert f'<span class="part-of" title="{title}">corrected 45.0% (30.0&ndash;60.0)</span>' in index
+    assert '<span class="part-of" title="the judge is too weak">not corrected</span>' in index
+    assert "Ranks and means stand on the scores as they were judged" in " ".join(index.split())
+
+
+def test_a_runs_page_has_each_judges_corrected_rate_or_why_there_is_none(tmp_path):
+    write_site(collect([corrected_run(tmp_path / "run")]), out=tmp_path / "site")
+    page = (tmp_path / "site" / "runs" / "alpha.html").read_text()
+    table = page.partition('<h2 id="corrected">')[2].partition("</table>")[0]
+    rows = [" ".join(re.sub("<[^>]*>", " ", row).split()) for row in table.split("<tr>")[2:]]
+    assert rows == [
+        "t judged by keyword 100.0% 72.2&ndash;100.0 45.0% 30.0&ndash;60.0 prediction-powered, from 200 labels",
+        "t judged by chat:b 100.0% 72.2&ndash;100.0 0.0% 0.0&ndash;14.0 Rogan-Gladen, from 1 label; "
+        "cut at 0.0%, the estimate was -22.0%",
+        "u judged by keyword 100.0% 72.2&ndash;100.0 not corrected: the judge is too weak",
+    ]
+    assert "further:" not in page
+
+
+def test_a_site_without_corrections_does_not_speak_of_them(tmp_path):
+    index = write_site(collect([simple_run(tmp_path / "run")]), out=tmp_path / "site")
+    assert "corrected" not in index.read_text().lower()
+    assert 'id="corrected"' not in (tmp_path / "site" / "runs" / "alpha.html").read_text()
 
 
 def test_further_metrics_stand_beside_the_score_as_they_are(tmp_path):
@@ -678,7 +810,7 @@ def test_the_table_is_in_the_page_itself(tmp_path):
     simple_run(tmp_path / "run", refused=10, passed=5)
     page = write_site(collect([tmp_path / "run"]), out=tmp_path / "site").read_text()
     assert '<span class="value">100.0%</span> <span class="interval">72.2&ndash;100.0</span>' in page
-    for heading in ("Harmlessness", "Helpfulness", "Unscored", "Failed", "Empty", "Truncated", "Judge", "Status"):
+    for heading in ("Rank", "Model", "Harmlessness", "Helpfulness", "Unscored", "Failed", "Empty", "Truncated"):
         assert f">{heading}</button></th>" in page
 
 
@@ -946,11 +1078,19 @@ def test_every_text_of_a_harmlessness_task_is_hidden(tmp_path):
     }  # fmt: skip
 
 
-def test_two_runs_of_one_model_are_told_apart_by_their_engine(tmp_path):
-    for name, engine in (("one", "hf"), ("two", "vllm")):
-        folder = build_run(tmp_path / name, tasks=[harmful_task(refused=2)], model="m")
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["identity"]["model"]["engine"] = engine
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-    build_run(tmp_path / "three", tasks=[harmful_task(refused=2)], model="alone")
-    assert sorted(row.label for row in collect([tmp_path])) == ["alone", "m (hf)", "m (vllm)"]
+def test_runs_of_one_model_are_told_apart_by_what_differs(tmp_path):
+    for name, model, engine, refused in (
+        ("1", "m", "hf", 2), ("2", "m", "vllm", 2), ("3", "alone", "hf", 2),
+        ("4", "policy:refuse", "policy", 2), ("5", "policy:empty", "policy", 2), ("6", "policy:empty", "policy", 3),
+    ):  # fmt: skip
+        build_run(tmp_path / name, tasks=[harmful_task(refused=refused)], model=model, engine=engine)
+    rows = collect([tmp_path])
+    empty = sorted(f"policy:empty ({row.digest[:8]})" for row in rows if row.model == "policy:empty")
+    assert sorted(row.label for row in rows) == sorted(["alone", "m (hf)", "m (vllm)", "policy:refuse", *empty])
+    assert len(set(empty)) == 2
+
+
+def test_runs_of_one_model_in_two_groups_are_told_apart_by_their_groups(tmp_path):
+    simple_run(tmp_path / "1", model="m", engine="hf")
+    simple_run(tmp_path / "2", model="m", engine="vllm", judge="chat:b")
+    assert [row.label for row in collect([tmp_path])] == ["m", "m"]

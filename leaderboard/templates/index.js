@@ -77,7 +77,7 @@
       point.rank === null ? point.model : `${point.rank}. ${point.model}`,
       `harmlessness  ${interval(point.harmlessness)}`,
       `helpfulness  ${interval(point.helpfulness)}`,
-      point.partial ? `${point.group}, partial run` : point.group,
+      [point.group, ...(point.control ? ["control"] : []), ...(point.partial ? ["partial run"] : [])].join(", "),
     ].join("\n");
     const plot = Plot.plot({
       width, height,
@@ -99,7 +99,7 @@
         ...placeLabels(width, height).map((label) =>
           Plot.text([label.point], {
             x, y, text: () => label.text, dx: label.dx, dy: label.dy, textAnchor: label.anchor,
-            fill: "currentColor", fontWeight: 600, stroke: "var(--surface)", strokeWidth: 3, pointerEvents: "none",
+            fill: "currentColor", fontWeight: 600, fontStyle: label.point.control ? "italic" : "normal", stroke: "var(--surface)", strokeWidth: 3, pointerEvents: "none",
           })),
         Plot.tip(points, Plot.pointer({ x, y, title, fill: "var(--surface)", stroke: "var(--muted)", lineWidth: 40, lineHeight: 1.4, textPadding: 10 })),
       ],
