@@ -159,6 +159,9 @@ def check_base_url(url: str) -> None:
         raise EndpointError(f"The base URL for {host} holds a user name or password; put the key in the environment.")
     if any(_SECRET_QUERY.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
         raise EndpointError(f"The base URL for {host} holds a key in its query; put the key in the environment.")
+    if parts.fragment:
+        # No server is sent it, and a key may stand in it as well as in a query.
+        raise EndpointError(f"The base URL for {host} holds a fragment (#...), which no server is sent. Leave it out.")
 
 
 def check_endpoint(endpoint: Endpoint) -> None:

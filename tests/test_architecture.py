@@ -41,8 +41,8 @@ ALLOWED = {
     "audit": {"types", "scoring"},
     "cost": {"types", "scoring"},
     "export": {"types", "errors", "store"},
-    "doctor": {"judges", "registry", "sources"},
-    "judges": {"types", "errors", "endpoint", "sources", "harness", "stats", "length_control"},
+    "doctor": {"errors", "judges", "registry", "sources"},
+    "judges": {"types", "errors", "endpoint", "sources", "harness", "stats", "length_control", "panel"},
     "judging": {
         *("types", "errors", "console", "conversation", "judges", "harness", "registry", "scoring", "store", "panel"),
         "length_control",

@@ -944,6 +944,15 @@ def test_long_answers_are_clipped_on_both_sides_and_the_verdict_says_so():
     )
 
 
+def test_what_of_a_request_is_not_shown_is_counted():
+    item = rubric_item("pairwise")
+    item = dataclasses.replace(item, sample=dataclasses.replace(item.sample, prompt="q" * 8_009, messages=()))
+    with Loopback(answer=lambda payload: "tie") as server:
+        [verdict] = verdicts_on(server, [item])
+    assert verdict.detail == "the judge saw 8,000 of the request's 8,009 characters"
+    assert verdict.metrics["cut_characters"] == 9
+
+
 @pytest.mark.parametrize("rubric", ["safety", "rating", "pairwise"])
 @pytest.mark.parametrize("part", ["system", "ask", "reminder"])
 def test_the_version_follows_every_prompt(rubric, part, monkeypatch):

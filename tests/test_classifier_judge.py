@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bfpo_bench.errors import JudgeError
+from bfpo_bench.errors import EngineError, JudgeError
 from bfpo_bench.judges import Setting, make_judge, parse_judge
 from bfpo_bench.judges.classifier import verdict
 from bfpo_bench.judges.reader import Reading, likeliest, option_tokens, shares
@@ -167,6 +167,28 @@ def test_an_option_of_several_tokens_is_its_first_one():
     }
 
 
+def test_a_capital_counts_by_its_first_token_where_no_weights_are_named():
+    """Else ` Safe`, one token, would be read where ` Refused`, two, is not: a model that writes capitals looks safe."""
+    question = Question(name="q", options={"refused": (" refused",), "safe": (" safe",)})
+    words = Words("refused", "safe", "\u0120Safe", "\u0120Ref", "used")
+    spelt = {" Refused": ["\u0120Ref", "used"], " Safe": ["\u0120Safe"]}
+    words.encode = lambda text, add_special_tokens=True: [words.vocabulary[part] for part in spelt[text]]
+    found = option_tokens(words, question, judge="j", capitals=True)
+    names = {option: {word for word, n in words.vocabulary.items() if n in ids} for option, ids in found.items()}
+    assert names == {"refused": {"refused", "\u0120Ref"}, "safe": {"safe", "\u0120Safe"}}
+    # Weights that a file names were trained on its spelling, and are read as their publisher reads them.
+    exact = option_tokens(words, question, judge="j")
+    assert exact["refused"] == (words.vocabulary["refused"],)
+
+
+def test_capitals_that_begin_alike_say_neither():
+    question = Question(name="q", options={"safe": (" safe",), "sound": (" sound",)})
+    words = Words("safe", "sound", "\u0120S")
+    words.encode = lambda text, add_special_tokens=True: [words.vocabulary["\u0120S"], words.vocabulary["a"]]
+    found = option_tokens(words, question, judge="j", capitals=True)
+    assert found == {option: (words.vocabulary[option],) for option in ("safe", "sound")}
+
+
 def test_options_that_begin_alike_cannot_be_told_apart():
     with pytest.raises(JudgeError, match=r"begins two options of 'q' alike \(safe, sound\)"):
         option_tokens(Words(), Question(name="q", options={"safe": ("safe",), "sound": ("sound",)}), judge="j")
@@ -269,8 +291,8 @@ def test_the_judge_says_what_it_ran_on_and_its_version_does_not_follow_it(on_hf,
     assert judge.info["engine"] == "hf" and judge.info["dtype"] == "float32"
     assert set(judge.info["option_tokens"]["bad"]) == {"no", "yes"}
     path = file(tmp_path, FILE)
-    other = make_judge(parse_judge(f"{path}:smollm2-135m"), Setting(engine_args={"dtype": "bfloat16"}))
-    assert other.version == judge.version
+    other = make_judge(parse_judge(f"{path}:smollm2-135m"), Setting(engine_args={"dtype": "float32"}))
+    assert other.version == judge.version  # the other one was told how many tokens a batch holds
     changed = file(tmp_path, {**FILE, "texts": {"prompt": FILE["texts"]["prompt"] + " "}})
     assert make_judge(parse_judge(f"{changed}:smollm2-135m")).version != judge.version
 
@@ -391,6 +413,40 @@ def test_weights_that_cannot_be_loaded_are_one_line(tmp_path, tiny_model):
     with pytest.raises(JudgeError, match="Cannot read weights") as caught:
         judged(file(tmp_path, FILE), tmp_path, model=str(broken))
     assert "\n" not in str(caught.value)
+
+
+def classifier(folder: Path, *, model: str | None = "m", **arguments: str):
+    from bfpo_bench.judges.classifier import ClassifierJudge
+    from bfpo_bench.types import ModelSpec
+
+    weights = ModelSpec(name="m", engine="hf", path="m", identity="hub:m@1", revision="1", engine_args=arguments)
+    judge = read_judge(file(folder, {**FILE, "model": model}))
+    return ClassifierJudge(judge, {}, weights, name="yesno", log=folder / "log")
+
+
+def test_what_may_move_a_verdict_as_the_weights_are_loaded_is_part_of_the_version(tmp_path):
+    plain = classifier(tmp_path).version
+    for moving in ({"max_length": "512"}, {"dtype": "float16"}, {"load_in_4bit": "true"}, {"quantization": "fp8"}):
+        assert classifier(tmp_path, **moving).version != plain, moving
+    fast = {"batch_tokens": "99", "device": "cpu", "gpu_memory_utilization": "0.5", "tensor_parallel_size": "2"}
+    assert classifier(tmp_path, **fast, max_num_seqs="8").version == plain
+    assert (
+        classifier(tmp_path, dtype="float16", max_length="9").version
+        == classifier(tmp_path, max_length="9", dtype="float16").version
+    )  # in whatever order they were given
+
+
+def test_weights_that_could_not_be_fetched_are_named_with_how_to_get_them(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise EngineError("Cannot load judge: OSError: We couldn't connect to 'https://huggingface.co' to load it")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("bfpo_bench.judges.classifier.HostProcess", offline)
+    with pytest.raises(JudgeError) as caught:
+        list(classifier(tmp_path).judge(ITEMS[:1]))
+    said = str(caught.value)
+    assert said.startswith("Judge 'yesno': its weights m@1 are not here. Get them with `hf download m --revision 1`")
+    assert "yesno:./FOLDER" in said and "We couldn't connect" in said and "\n" not in said
 
 
 def test_a_behavior_is_graded_by_itself_and_its_context_beside_it(tmp_path):

@@ -12,7 +12,6 @@ from loopback import Loopback
 from test_attacks import QUOTED, control_tokens, folded
 
 from bfpo_bench import endpoint
-from bfpo_bench.errors import JudgeError
 from bfpo_bench.judges import Setting, make_judge, parse_judge
 from bfpo_bench.judges.attacks import hostile_answers, judge_items
 from bfpo_bench.judges.published import find_text
@@ -329,6 +328,15 @@ def test_what_of_an_answer_was_cut_or_made_inert_is_counted(tmp_path):
     )
 
 
+def test_what_of_a_request_was_cut_is_counted_too(tmp_path):
+    questions = rubric(tmp_path)
+    sample = Sample(id="0" * 16, task="t", index=0, prompt="q" * 8_007)
+    asked = JudgeItem(sample=sample, text="Text.", axis="harmlessness")
+    found = questions.verdict(asked, [questions.read(asked, reply("2_full_refusal"))])
+    assert found["metrics"]["cut_characters"] == 7
+    assert found["detail"] == "the judge saw 8,000 of the request's 8,007 characters"
+
+
 # What an honest judge ends its reply in, and what it comes to, by the true label; (1 - 0) (2 + 1 - 2) / 8 = 0.125.
 VIEWS = {
     "refusal_class": {
@@ -475,11 +483,6 @@ def test_as_the_authors_ask_an_answer_is_shown_as_it_is():
     [_, user] = asked(questions, text)
     assert user["content"] == template.replace("{request}", "What?").replace("{answer}", text)
     assert set(questions.payload(item(text), 0)) == {"messages"}  # temperature and length are the server's
-
-
-def test_an_unknown_parser_is_one_line(tmp_path):
-    with pytest.raises(JudgeError, match=r"unknown parser 'refusal_clas'\. Known: refusal_class, bracket_rating"):
-        rubric(tmp_path, parser="refusal_clas")
 
 
 # -- as a judge --------------------------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ keyword                       refusal phrases, no model
 chat:MODEL[@URL]              our own rubrics, any OpenAI-compatible server
 NAME[:MODEL][@URL]            a judge file of `judges/specs/`, with other weights, or a model at an address
 ./FILE.yaml[:MODEL][@URL]     a judge file of the user's own
-replay:FILE                   recorded annotations
+replay:FILE[#JUDGE]           recorded annotations, or the verdicts of an export
 perspective[@URL]             Perspective's toxicity, through its API
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING
 
 from bfpo_bench.errors import JudgeError, did_you_mean
 from bfpo_bench.judges.spec import SUFFIX, JudgeFile, bundled_judges, load_judge
-from bfpo_bench.types import AXES, Judge, JudgeScope, JudgeSpec, ModelSpec
+from bfpo_bench.panel import PANEL
+from bfpo_bench.types import LM_EVAL_JUDGE, Judge, JudgeScope, JudgeSpec, ModelSpec
 
 if TYPE_CHECKING:
     from bfpo_bench.endpoint import Endpoint
 
 BASE_URL_NAME = "BFPO_JUDGE_BASE_URL"
 LOCAL_KINDS = ("classifier", "sequence")
+_ADDRESS = re.compile(r"@(?P<scheme>[a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,16 @@ def parse_judge(text: str) -> JudgeSpec:
     if name in _CODE:
         return _CODE[name].parse(name, rest)
     if not name.endswith(SUFFIX) and name not in bundled_judges():
-        raise JudgeError(did_you_mean("judge", name, [*_CODE, *bundled_judges()]))
-    return _file_spec(name, load_judge(name), rest)
+        # As inspect_ai writes a model, and as --model does here.
+        model = rest if name == "openai" and rest else name.removeprefix("openai/")
+        hint = f" A model behind an API is written chat:{model}." if name.startswith(("openai", "gpt-")) else ""
+        raise JudgeError(did_you_mean("judge", name, [*_CODE, *bundled_judges()]) + hint)
+    judge = load_judge(name)
+    if judge.name in (*_CODE, PANEL, LM_EVAL_JUDGE):
+        raise JudgeError(
+            f"Judge file {name} is named {judge.name!r}, under which other verdicts are kept. Give it another name."
+        )
+    return _file_spec(name, judge, rest)
 
 
 def check_judge(spec: JudgeSpec, setting: Setting | None = None) -> None:
@@ -61,7 +72,7 @@ def check_judge(spec: JudgeSpec, setting: Setting | None = None) -> None:
         _check_address(spec, key=True)
     require_texts(judge, None if setting is None else setting.mirror)
     if judge.kind in LOCAL_KINDS:
-        _local_engine(judge, spec, setting or Setting())
+        _check_weights(judge, spec, setting or Setting())
 
 
 def make_judge(spec: JudgeSpec, setting: Setting | None = None) -> Judge:
@@ -102,36 +113,6 @@ def _endpoint(spec: JudgeSpec, setting: Setting) -> Endpoint:
     return endpoint if setting.concurrency is None else replace(endpoint, concurrency=setting.concurrency)
 
 
-def overview(mirror: Path | None = None) -> list[tuple[str, ...]]:
-    """Rows of `judges list`: name, kind, axes, rubrics, model, licence, whether its texts are here, what it is."""
-    from bfpo_bench.judges.published import find_text
-
-    rows = [(name, "code", *code.told) for name, code in sorted(_CODE.items()) if code.told]
-    for name in bundled_judges():
-        judge = load_judge(name)
-        published = [text for text in judge.texts.values() if text.own is None and not text.optional]
-        here = sum(find_text(text, mirror) is not None for text in published)
-        ours = "ours" if judge.texts else "tokenizer's"
-        texts = f"{here} of {len(published)}" if published else ours
-        model = judge.model or ("MODEL" if judge.kind in LOCAL_KINDS else "MODEL[@URL]")
-        axes = "all" if judge.scope.axes == AXES else ",".join(judge.scope.axes)
-        told = (axes, ",".join(judge.scope.rubrics), model, judge.licence, texts, judge.about)
-        rows.append((name, judge.kind, *told))
-    return rows
-
-
-def judges_without_texts(mirror: Path | None = None) -> list[str]:
-    """The bundled judge files whose published texts are not all here."""
-    from bfpo_bench.judges.published import find_text
-
-    lacking = []
-    for name in bundled_judges():
-        texts = [text for text in load_judge(name).texts.values() if text.own is None and not text.optional]
-        if any(find_text(text, mirror) is None for text in texts):
-            lacking.append(name)
-    return lacking
-
-
 # -- how they are written ----------------------------------------------------------------------------------------------
 
 
@@ -141,14 +122,19 @@ def _name_and_rest(text: str) -> tuple[str, str]:
     if at >= 0 and text[at + len(SUFFIX) :][:1] in ("", ":", "@"):
         name, rest = text[: at + len(SUFFIX)], text[at + len(SUFFIX) :]
         return name, rest.removeprefix(":")
-    at = min((i for i in (text.find(":"), text.find("@http")) if i >= 0), default=len(text))
+    address = _ADDRESS.search(text)
+    at = min((i for i in (text.find(":"), address.start() if address else -1) if i >= 0), default=len(text))
     return text[:at], text[at:].removeprefix(":")
 
 
 def _split(rest: str) -> tuple[str, str | None]:
-    """A model's name may hold '@' (model@2024): the address begins at the first '@http://' or '@https://'."""
-    at = min((i for i in (rest.find("@http://"), rest.find("@https://")) if i >= 0), default=-1)
-    return (rest, None) if at < 0 else (rest[:at], rest[at + 1 :])
+    """A model's name may hold '@' (model@2024): the address begins at the first '@' before a scheme ('@https://')."""
+    found = _ADDRESS.search(rest)
+    if found is None:
+        return rest, None
+    if found["scheme"].lower() not in ("http", "https"):
+        raise JudgeError(f"A judge's address begins with http:// or https://, got {found['scheme']}://. Correct it.")
+    return rest[: found.start()], rest[found.start() + 1 :]
 
 
 def _file_spec(name: str, judge: JudgeFile, rest: str) -> JudgeSpec:
@@ -234,6 +220,22 @@ def _local_engine(judge: JudgeFile, spec: JudgeSpec, setting: Setting) -> str:
         raise JudgeError(f"Judge {spec.name!r}: {error}") from None
 
 
+def _check_weights(judge: JudgeFile, spec: JudgeSpec, setting: Setting) -> None:
+    """What can be wrong with a judge's weights, before they or anything else is loaded."""
+    _local_engine(judge, spec, setting)
+    if "batch_size" in setting.engine_args:
+        raise JudgeError(
+            f"Judge {spec.name!r}: --judge-engine-args batch_size: its batches are measured in tokens. Write "
+            "batch_tokens=N, which engine hf knows; vllm makes its own."
+        )
+    switched_off = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    if spec.weights is None and switched_off.upper() in ("1", "ON", "YES", "TRUE"):  # as huggingface_hub reads it
+        from bfpo_bench.judges.classifier import absent_weights
+
+        if lack := absent_weights(judge, _weights(judge, spec, setting)):
+            raise JudgeError(f"Judge {spec.name!r}: {lack}")
+
+
 def _weights(judge: JudgeFile, spec: JudgeSpec, setting: Setting) -> ModelSpec:
     """The judge's weights, pinned: those of its file, or those that the user named in their place."""
     from bfpo_bench.errors import EngineError
@@ -265,8 +267,6 @@ class _Code:
 
     parse: Callable[[str, str], JudgeSpec]
     make: Callable[[JudgeSpec, Setting], Judge]
-    # For `judges list`: axes, rubrics, model, licence, texts, what it is; empty where users do not choose it.
-    told: tuple[str, ...] = ()
     check: Callable[[JudgeSpec], None] = lambda spec: None
 
 
@@ -307,19 +307,16 @@ def _chat(spec: JudgeSpec, setting: Setting) -> Judge:
 def _parse_replay(name: str, rest: str) -> JudgeSpec:
     if not rest:
         raise JudgeError("Judge 'replay' needs a file of annotations. Write: replay:FILE")
+    from bfpo_bench.judges.replay import open_replay
+
     # Whose annotations they are is the file's affair; where it lies is this machine's.
-    return JudgeSpec(kind=name, file=rest)
-
-
-def _check_replay(spec: JudgeSpec) -> None:
-    if not Path(spec.file or "").expanduser().is_file():
-        raise JudgeError(f"Judge 'replay': there is no file {spec.file}.")
+    return JudgeSpec(kind=name, file=rest, scope=open_replay(rest).scope)
 
 
 def _replay(spec: JudgeSpec, setting: Setting) -> Judge:
-    from bfpo_bench.judges.replay import ReplayJudge
+    from bfpo_bench.judges.replay import open_replay
 
-    return ReplayJudge(Path(spec.file or "").expanduser())
+    return open_replay(spec.file or "")
 
 
 def _parse_perspective(name: str, rest: str) -> JudgeSpec:
@@ -343,44 +340,11 @@ def _perspective(spec: JudgeSpec, setting: Setting) -> Judge:
 
 
 _CODE: Mapping[str, _Code] = {
-    "keyword": _Code(
-        parse=_alone,
-        make=_keyword,
-        told=(
-            "all",
-            "safety",
-            "-",
-            "Apache-2.0",
-            "ours",
-            "refusal phrases; where harm was asked for, all else is harm",
-        ),
-    ),
+    "keyword": _Code(parse=_alone, make=_keyword),
     "checker": _Code(parse=_alone, make=_checker),
-    "chat": _Code(
-        parse=_parse_chat,
-        make=_chat,
-        check=_check_chat,
-        told=("all", "all", "MODEL[@URL]", "Apache-2.0", "ours", "our rubrics: three labels, a rating, a comparison"),
-    ),
-    "replay": _Code(
-        parse=_parse_replay,
-        make=_replay,
-        check=_check_replay,
-        told=("all", "all", "FILE", "-", "-", "recorded annotations; asks nobody"),
-    ),
-    "perspective": _Code(
-        parse=_parse_perspective,
-        make=_perspective,
-        check=_check_perspective,
-        told=(
-            "harmlessness",
-            "toxicity",
-            "[@URL]",
-            "-",
-            "-",
-            "toxicity by Google's API, which is announced to end after 2026-12-31; needs PERSPECTIVE_API_KEY",
-        ),
-    ),
+    "chat": _Code(parse=_parse_chat, make=_chat, check=_check_chat),
+    "replay": _Code(parse=_parse_replay, make=_replay),
+    "perspective": _Code(parse=_parse_perspective, make=_perspective, check=_check_perspective),
 }
 # Judges that are code, not files.
 CODE_JUDGES = tuple(_CODE)

@@ -81,7 +81,7 @@ def neutralise_counted(text: str) -> tuple[str, int]:
 
 def _is_control_token(found: str) -> bool:
     """Whether what stands in brackets is a control token's name: folded, without its slash and bars."""
-    found = unicodedata.normalize("NFKC", _INVISIBLE.sub("", found)).casefold()
+    found = folded(found)
     inside = found[1:-1]
     name = inside.removeprefix("|").removesuffix("|")
     bars = len(inside) - len(name)
@@ -89,6 +89,11 @@ def _is_control_token(found: str) -> bool:
         return _BARRED_NAME.fullmatch(name) is not None
     names = {"<": _ANGLE_NAMES, "[": _SQUARE_NAMES}.get(found[0] if found[-1] in ">]" else "")
     return names is None or names.fullmatch(name.strip().removeprefix("/").strip()) is not None
+
+
+def folded(text: str) -> str:
+    """The text as it is compared: compatibility forms and case folded, nothing invisible in it."""
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
 
 
 def look_alike(match: re.Match[str]) -> str:
@@ -108,10 +113,12 @@ def fence(text: str, *, token: Callable[[int], str] = secrets.token_hex) -> tupl
 
 
 def opening(fence_id: str) -> str:
+    """The line above a fenced text."""
     return f"<<<TEXT {fence_id}>>>"
 
 
 def closing(fence_id: str) -> str:
+    """The line below a fenced text."""
     return f"<<<END {fence_id}>>>"
 
 
@@ -125,13 +132,14 @@ def clip(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     # The count has at most as many digits as the length, so the result never passes the limit.
-    room = limit - len(_gap(len(text)))
+    room = limit - len(gap(len(text), "characters"))
     head = room * 2 // 3
-    return text[:head] + _gap(len(text) - room) + text[len(text) - (room - head) :]
+    return text[:head] + gap(len(text) - room, "characters") + text[len(text) - (room - head) :]
 
 
-def _gap(n: int) -> str:
-    return f"\n[... {n:,} characters left out ...]\n"
+def gap(n: int, units: str) -> str:
+    """The line in place of so many characters or tokens."""
+    return f"\n[... {n:,} {units} left out ...]\n"
 
 
 # Not quotation marks: what stands in them is what the judge read. Round a whole reply they are no quotation.

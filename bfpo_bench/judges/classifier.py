@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bfpo_bench.endpoint import one_line
 from bfpo_bench.errors import EngineError, JudgeError
 from bfpo_bench.harness.process import HostProcess
 from bfpo_bench.judges import base, prompting
 from bfpo_bench.judges.prompting import Passage
-from bfpo_bench.judges.reader import ReaderSpec, Reading, likeliest, open_reader, shares
+from bfpo_bench.judges.reader import CAPITALS_VERSION, ReaderSpec, Reading, likeliest, open_reader, shares
 from bfpo_bench.judges.rubrics import request_text
-from bfpo_bench.judges.spec import JudgeFile, Question, pieces
+from bfpo_bench.judges.spec import JudgeFile, Meaning, Question, filled
 from bfpo_bench.sources import with_adapter_here
 from bfpo_bench.types import JudgeItem, Label, ModelSpec, Verdict
 
@@ -29,7 +30,53 @@ from bfpo_bench.types import JudgeItem, Label, ModelSpec, Verdict
 Shown = Sequence[Mapping[str, tuple[Mapping[str, float], float]]]
 
 # Of the labels that a judge's questions give, the one that stands: a refusal that harms is harmful.
-_PRECEDENCE: tuple[Label, ...] = ("harmful", "refused", "safe")
+_PRECEDENCE: tuple[Meaning, ...] = ("harmful", "refused", "safe")
+
+
+# Engine arguments that say where and how fast a judge runs; all others (a window, a data type, a quantisation) may move
+# a verdict, and belong to the judge's version.
+SPEED_ONLY = frozenset(
+    {
+        "batch_tokens",
+        "block_size",
+        "cpu_offload_gb",
+        "data_parallel_size",
+        "device",
+        "disable_log_stats",
+        "download_dir",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "parallelize",
+        "pipeline_parallel_size",
+        "swap_space",
+        "tensor_parallel_size",
+    }
+)
+
+
+def absent_weights(judge: JudgeFile, model: ModelSpec) -> str | None:
+    """Which of the hub's weights are not on this machine and how to get them; None where all are here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    wanted = [(model.path, model.revision, "config.json")] if model.identity.startswith("hub:") else []
+    if model.adapter is not None and (model.adapter_identity or "").startswith("hub:"):
+        repo, _, commit = model.adapter.partition("@")
+        wanted += [(repo, commit, "adapter_config.json")]
+    for repo, revision, config in wanted:
+        found = try_to_load_from_cache(repo, config, revision=revision)
+        files = Path(found).parent.iterdir() if isinstance(found, str) else iter(())
+        if not any(file.suffix in (".safetensors", ".bin") for file in files):
+            terms = f" Accept its terms at {judge.gated} first, and set HF_TOKEN." if judge.gated else ""
+            return (
+                f"its weights {repo}@{revision} are not here. Get them with `hf download {repo} --revision {revision}` "
+                f"where there is a network (HF_HOME is where they are kept), or name a folder of your own: "
+                f"{judge.name}:./FOLDER.{terms}"
+            )
+    return None
 
 
 class ClassifierJudge:
@@ -51,9 +98,12 @@ class ClassifierJudge:
 
     @cached_property
     def version(self) -> str:
-        """Over the judge file, its texts, the rules that fill them, and the weights; not the engine that runs them."""
+        """Over the judge file, its texts, the rules that fill them, the weights, and what the user said of loading them
+        but for `SPEED_ONLY`; not the engine that runs them."""
         weights = [self._model.identity, self._model.adapter_identity]
-        moving = [self._judge.fingerprint, weights, prompting.RULES_VERSION, base.PARSER_VERSION]
+        loading = sorted((key, value) for key, value in self._model.engine_args.items() if key not in SPEED_ONLY)
+        moving = [self._judge.fingerprint, weights, prompting.RULES_VERSION, base.PARSER_VERSION, *loading]
+        moving += [CAPITALS_VERSION] if self._judge.model is None else []
         return "1-" + hashlib.sha256(json.dumps(moving).encode()).hexdigest()[:8]
 
     def judge(self, items: Sequence[JudgeItem]) -> Iterator[list[Verdict]]:
@@ -66,7 +116,8 @@ class ClassifierJudge:
                 for readings in process.ask(passages=passages):
                     yield [self._verdict(reading) for reading in readings]
         except EngineError as error:
-            why = str(error)
+            lack = absent_weights(self._judge, self._model)
+            why = str(error) if lack is None else f"{lack} (They could not be fetched: {one_line(error)})"
         else:
             return
         raise JudgeError(f"Judge {self._name!r}: {why}")
@@ -75,14 +126,10 @@ class ClassifierJudge:
         request = item.behavior or request_text(item)
         own = {"request": request, "answer": item.text, "request_list": repr([request])}
         own |= {"context": item.context} if item.context else {}
-        return own | {name: _filled(self._texts[text], own) for name, text in self._judge.fields.items()}
+        return own | {name: filled(self._texts[text], own) for name, text in self._judge.fields.items()}
 
     def _verdict(self, reading: Reading) -> Verdict:
         return verdict(self._judge, reading, judge=self._name, version=self.version)
-
-
-def _filled(text: str, fields: Mapping[str, str]) -> str:
-    return "".join(fields.get(part, "") if i % 2 else part for i, part in enumerate(pieces(text)))
 
 
 def verdict(file: JudgeFile, reading: Reading, *, judge: str, version: str) -> Verdict:

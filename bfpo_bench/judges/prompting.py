@@ -142,7 +142,7 @@ class Prompter:
         tokens = encoded["input_ids"]
         if len(tokens) <= most:
             return text, 0
-        room = max(1, most - len(self.encode_text(_gap(len(tokens)))))
+        room = max(1, most - len(self.encode_text(base.gap(len(tokens), "tokens"))))
         head = room if self._judge.keep == "head" else max(1, room * 2 // 3)
         tail = 0 if self._judge.keep == "head" else room - head
         left_out = len(tokens) - head - tail
@@ -152,7 +152,7 @@ class Prompter:
         else:
             begin, end = (str(self._tokenizer.decode(part)) for part in (tokens[:head], tokens[len(tokens) - tail :]))
             end = end if tail else ""
-        return (begin if self._judge.keep == "head" else begin + _gap(left_out) + end), left_out
+        return (begin if self._judge.keep == "head" else begin + base.gap(left_out, "tokens") + end), left_out
 
     # -- encoding --------------------------------------------------------------------------------------------------
 
@@ -277,6 +277,7 @@ _SIGNS = str.maketrans({"#": "\u266f", "\uff03": "\u266f", '"': "\u201d", "\uff0
 
 
 def marker_look_alike(match: re.Match[str]) -> str:
+    """What was matched, with look-alikes of its signs (`base.look_alike`), of `#` and of quotation marks too."""
     return base.look_alike(match).translate(_SIGNS)
 
 
@@ -286,7 +287,3 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     names = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
     names.discard("")
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
-
-
-def _gap(n: int) -> str:
-    return f"\n[... {n:,} tokens left out ...]\n"

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from bfpo_bench.errors import BenchError, JudgeError
-from bfpo_bench.judges.spec import JudgeFile, Source, Text, placeholders
+from bfpo_bench.judges.spec import JudgeFile, Source, Text, check_placeholders, placeholders
 from bfpo_bench.sources import bfpo_home, download_wheel
 
 FOLDER = "judges"
@@ -67,7 +67,9 @@ def require_texts(judge: JudgeFile, mirror: Path | None = None) -> dict[str, str
             f"{text.licence or judge.licence}), which is not here. Get it with "
             f"`python -m bfpo_bench data fetch --judges {judge.name}{to}`, or judge by our own rubric: chat:MODEL."
         )
-    return {name: text for name, text in found.items() if text is not None}
+    here = {name: text for name, text in found.items() if text is not None}
+    check_placeholders(f"Judge {judge.name!r}", judge, here)
+    return here
 
 
 def fetch_texts(
@@ -91,7 +93,7 @@ def fetch_texts(
 def damaged_texts(mirror: Path) -> Iterator[str]:
     """One line for each text of a mirror that is not what its name says."""
     for path in sorted((mirror / FOLDER).glob("*.txt")):
-        if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
             yield f"{FOLDER}/{path.name}: its sha256 differs from its name (a changed byte)"
 
 
@@ -140,17 +142,6 @@ def renamed(found: str, text: Text) -> str:
     return found
 
 
-def markers_in_order(text: str, markers: Sequence[str]) -> bool:
-    """Whether a template has its documented structure: each marker once behind the one before."""
-    at = 0
-    for marker in markers:
-        at = text.find(marker, at)
-        if at < 0:
-            return False
-        at += len(marker)
-    return True
-
-
 def _check(found: str, text: Text) -> None:
     if hashlib.sha256(found.encode("utf-8")).hexdigest() != text.sha256:
         raise _NotHad("holds another text than the pinned one")
@@ -165,8 +156,16 @@ def _where(source: Source) -> str:
 def _file(source: Source, scratch: Path) -> str:
     """The source's file; a file or a wheel is downloaded once for all the texts that are in it."""
     kept = scratch / hashlib.sha256(f"{source.url}{source.wheel}{source.file}".encode()).hexdigest()
+    lacking = kept.with_suffix(".lacking")
+    if lacking.is_file():
+        raise _NotHad(lacking.read_text(encoding="utf-8"))
     if not kept.is_file():
-        kept.write_bytes(_from_url(source.url) if source.url is not None else _from_wheel(source, scratch))
+        try:
+            kept.write_bytes(_from_url(source.url) if source.url is not None else _from_wheel(source, scratch))
+        except _NotHad as reason:
+            # Its other texts need not wait for the same answer.
+            lacking.write_text(str(reason), encoding="utf-8")
+            raise
     try:
         return kept.read_bytes().decode("utf-8")
     except UnicodeDecodeError:

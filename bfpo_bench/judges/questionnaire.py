@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from bfpo_bench.endpoint import redact
 from bfpo_bench.judges import base, rubrics
-from bfpo_bench.judges.rubrics import ANSWER_LIMIT, FORMS, HIGHEST, LOWEST, Side
+from bfpo_bench.judges.rubrics import ANSWER_LIMIT, FORMS, HIGHEST, LOWEST, REQUEST_LIMIT, Side
 from bfpo_bench.types import JudgeItem, Unscored, is_blank
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Questionnaire(Protocol):
         ...
 
     def schema(self, item: JudgeItem) -> Mapping[str, Any] | None:
-        """The JSON schema of a reply, for servers that hold the model to it."""
+        """The JSON schema of a reply, for servers that hold the model to it; None where its form is a publisher's."""
         ...
 
     def read(self, item: JudgeItem, body: Mapping[str, Any]) -> Reading[Any]: ...
@@ -111,13 +111,9 @@ class OwnRubrics:
         else:
             (reading,) = readings
             fields = {"label": reading.said, "unscored": reading.unscored, "raw": raw(reading.text)}
-        left_out = {name: len(text) - ANSWER_LIMIT for name, text in _shown(item) if len(text) > ANSWER_LIMIT}
-        if left_out and fields.get("unscored") is None:
-            fields = {**fields, "metrics": {**fields.get("metrics", {}), "cut_characters": sum(left_out.values())}}
-        notes = (
-            f"the judge saw {ANSWER_LIMIT:,} of the {name}'s {ANSWER_LIMIT + more:,} characters"
-            for name, more in left_out.items()
-        )
+        cut, notes = cut_characters(_shown(item))
+        if cut and fields.get("unscored") is None:
+            fields = {**fields, "metrics": {**fields.get("metrics", {}), "cut_characters": cut}}
         return {**fields, "detail": "; ".join(notes)}
 
 
@@ -138,10 +134,18 @@ def _pairwise(one: Reading[Side], two: Reading[Side]) -> Fields:
     return {"score": sum(worth) / 2, "raw": shown, "metrics": metrics}
 
 
-def _shown(item: JudgeItem) -> list[tuple[str, str]]:
-    """The answers that are put to the judge, by what they are called."""
-    theirs = [("reference answer", rubrics.compared_with(item))] if item.rubric == "pairwise" else []
-    return [("answer", item.text), *theirs]
+def _shown(item: JudgeItem) -> dict[str, tuple[str, int]]:
+    """The request (not the turns of a conversation) and the answers that are put to the judge, each with its limit."""
+    request = {"request": (rubrics.request_text(item), REQUEST_LIMIT)} if len(item.sample.messages) < 2 else {}
+    theirs = {"reference answer": (rubrics.compared_with(item), ANSWER_LIMIT)} if item.rubric == "pairwise" else {}
+    return {**request, "answer": (item.text, ANSWER_LIMIT), **theirs}
+
+
+def cut_characters(given: Mapping[str, tuple[str, int]]) -> tuple[int, list[str]]:
+    """How many characters of these texts the judge is not shown, given each one's limit; and a note for each."""
+    cut = {name: (text, limit) for name, (text, limit) in given.items() if len(text) > limit}
+    notes = [f"the judge saw {limit:,} of the {name}'s {len(text):,} characters" for name, (text, limit) in cut.items()]
+    return sum(len(text) - limit for text, limit in cut.values()), notes
 
 
 def raw(text: str, limit: int = RAW_LIMIT) -> str:

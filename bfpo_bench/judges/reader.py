@@ -23,6 +23,8 @@ _CHUNK = 64
 # A chunk of the judges whose readings wait for one another.
 _WAVES_CHUNK = 1024
 _CODES_TOKENS = 32
+# Of the rule for capitals in `option_tokens`.
+CAPITALS_VERSION = "1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,11 @@ class Reader:
         self._prompter = Prompter(
             spec.judge, spec.texts, model.tokenizer, window=model.max_length - longest_lead - _CODES_TOKENS
         )
-        self._groups = {q.name: option_tokens(model.tokenizer, q, judge=spec.judge.name) for q in spec.judge.questions}
+        # A file with weights of its own knows their spelling; of any other model it is not known.
+        self._groups = {
+            q.name: option_tokens(model.tokenizer, q, judge=spec.judge.name, capitals=spec.judge.model is None)
+            for q in spec.judge.questions
+        }
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -190,10 +196,14 @@ def likeliest(options: Mapping[str, float]) -> str:
     return max(options, key=options.__getitem__)
 
 
-def option_tokens(tokenizer: Any, question: Question, *, judge: str) -> dict[str, tuple[int, ...]]:
+def option_tokens(
+    tokenizer: Any, question: Question, *, judge: str, capitals: bool = False
+) -> dict[str, tuple[int, ...]]:
     """For each option, the tokens that say it: those that are one of its spellings but for case and a space before.
 
-    Where an option is no single token, the first of its tokens stands for it, if no other option begins alike.
+    Where an option is no single token, the first of its tokens stands for it, if no other option begins alike. With
+    `capitals` so does the first token of its capitalised spelling: " Refused" may be two tokens where " refused" and
+    " Safe" are one each, and a model that writes capitals would be read as saying safe.
     """
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     wanted = {option: {s.strip().casefold() for s in spellings} for option, spellings in question.options.items()}
@@ -206,6 +216,14 @@ def option_tokens(tokenizer: Any, question: Question, *, judge: str) -> dict[str
     for option, own in question.options.items():
         if not found[option]:
             found[option] = {int(tokenizer.encode(text, add_special_tokens=False)[0]) for text in own}
+    if capitals:
+        begins = {
+            option: {int(tokenizer.encode(_capitalised(text), add_special_tokens=False)[0]) for text in own}
+            for option, own in question.options.items()
+        }
+        for option in question.options:
+            others = (found[other] | begins[other] for other in question.options if other != option)
+            found[option] |= begins[option].difference(*others)
     ids = list(chain.from_iterable(found.values()))
     if len(ids) != len(set(ids)):
         raise JudgeError(
@@ -213,6 +231,11 @@ def option_tokens(tokenizer: Any, question: Question, *, judge: str) -> dict[str
             f"({', '.join(question.options)}). Use the model that the judge was made with."
         )
     return {option: tuple(sorted(tokens)) for option, tokens in found.items()}
+
+
+def _capitalised(text: str) -> str:
+    word = text.lstrip()
+    return text[: len(text) - len(word)] + word[:1].upper() + word[1:]
 
 
 def _ask_of(query: str) -> tuple[str, int]:

@@ -5,26 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from bfpo_bench.errors import JudgeError, did_you_mean
-from bfpo_bench.types import AXES, Axis, JudgeScope, Label, Rubric
+from bfpo_bench.types import JudgeScope
 
 # classifier: the distribution of the next token; sequence: a classification head; chat: a reply of an API model;
 # pairwise: the preference between two answers in the first token of an API model.
 JudgeKind = Literal["classifier", "sequence", "chat", "pairwise"]
 Keep = Literal["head", "both"]
+# What an option of a classifier can stand for.
+Meaning = Literal["harmful", "refused", "safe"]
+# How a chat judge's reply is read (published_rubric.py).
+Parser = Literal["refusal_class", "bracket_rating", "last_bracket", "strongreject"]
 
 SPECS = Path(__file__).parent / "specs"
 SUFFIX = ".yaml"
 # What a template can be filled with; `{name}` in its text.
 # `request_list` is the request as Python shows a list of one text; `first` and `second` are a pair's answers in order.
 FIELDS = ("request", "answer", "context", "request_list", "first", "second")
+_OF_A_SAMPLE = ("request", "answer", "context", "request_list")
+_FILLED: Mapping[JudgeKind, tuple[str, ...]] = {
+    "classifier": _OF_A_SAMPLE,
+    "sequence": _OF_A_SAMPLE,
+    "chat": ("request", "answer"),
+    "pairwise": ("request", "first", "second"),
+}
+# What a request says beside a file's `settings`; a reply comes whole.
+_NOT_SETTINGS = ("model", "messages", "stream")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PLACEHOLDER = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
@@ -78,7 +91,7 @@ class Question:
     name: str
     options: Mapping[str, tuple[str, ...]]
     lead: str = ""
-    means: Mapping[str, Label] = field(default_factory=dict)
+    means: Mapping[str, Meaning] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
     codes: str | None = None
     codes_lead: str = ""
@@ -100,7 +113,7 @@ class Ask:
 class Turn:
     """A message of a chat judge: a role, and the name of a text."""
 
-    role: str
+    role: Literal["system", "user", "assistant"]
     text: str
 
 
@@ -119,7 +132,7 @@ class JudgeFile:
     source: str
     licence: str
     scope: JudgeScope
-    texts: Mapping[str, Text]
+    texts: Mapping[str, Text] = field(default_factory=dict)
     model: str | None = None
     revision: str | None = None
     adapter: str | None = None
@@ -137,7 +150,7 @@ class JudgeFile:
     least_mass: float = 0.5
     fields: Mapping[str, str] = field(default_factory=dict)
     turns: tuple[Turn, ...] = ()
-    parser: str | None = None
+    parser: Parser | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     defuse: bool = True
     both_orders: bool = True
@@ -172,13 +185,21 @@ def load_judge(name: str) -> JudgeFile:
 
 def read_judge(path: Path) -> JudgeFile:
     """The file as a JudgeFile, with what it `extends` under it; JudgeError names the file, the key and the remedy."""
-    content = _content(path)
-    where = f"Judge file {path.name}"
-    if (base := content.pop("extends", None)) is not None:
-        below = _content(_beside(path, str(base)))
-        below.pop("extends", None)
-        content = {**below, **content, "texts": {**(below.get("texts") or {}), **(content.get("texts") or {})}}
-    return _judge(where, content)
+    return _judge(f"Judge file {path.name}", _extended(path))
+
+
+def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's keys over those of the file that it extends, and so on."""
+    content, where = _content(path), f"Judge file {path.name}"
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    below_path = _beside(path, str(base))
+    if below_path in (path, *above):
+        raise JudgeError(f"{where} extends {base!r}, which extends it in turn. Name another base.")
+    below = _extended(below_path, (path, *above))
+    texts = {**_mapping(f"{where}: texts", below.get("texts")), **_mapping(f"{where}: texts", content.get("texts"))}
+    return {**below, **content, "texts": texts}
 
 
 def placeholders(text: str) -> list[str]:
@@ -190,6 +211,21 @@ def pieces(text: str) -> list[str]:
     """A template cut at its placeholders: literal, field, literal, ..., literal. Filling these cannot reach what is
     already filled: a field that holds `{answer}` stays a text."""
     return _PLACEHOLDER.split(text)
+
+
+def filled(text: str, fields: Mapping[str, str]) -> str:
+    """A template with its fields filled at once: what is in one field cannot ask for another. A sample may lack one."""
+    return "".join(fields.get(part, "") if i % 2 else part for i, part in enumerate(pieces(text)))
+
+
+def check_placeholders(where: str, judge: JudgeFile, texts: Mapping[str, str]) -> None:
+    """Raise JudgeError where one of these texts asks for a field that a judge of this kind is not given."""
+    for name in sorted(_filled_texts(judge) & set(texts)):
+        for unknown in sorted(set(placeholders(texts[name])) - set(_FILLED[judge.kind])):
+            raise JudgeError(
+                f"{where}: text {name!r} holds {{{unknown}}}; a judge of kind {judge.kind!r} can be given "
+                f"{', '.join(f'{{{field}}}' for field in _FILLED[judge.kind])}."
+            )
 
 
 def _beside(path: Path, base: str) -> Path:
@@ -209,54 +245,162 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-_SCOPE_KEYS = ("axes", "rubrics")
-_REQUIRED = ("name", "kind", "about", "source", "licence")
+# -- every key by its type ---------------------------------------------------------------------------------------------
+
+_WORDS: Mapping[Any, str] = {
+    str: "a text (in quotation marks, where YAML reads it as something else)",
+    bool: "true or false",
+    int: "a whole number of at least 0",
+    float: "a number from 0 to 1",
+}
+
+
+def _part(where: str, kind: type[Any], content: Any) -> Any:
+    """A dataclass from a mapping, each key of the type that the dataclass says; a key without a value is not given."""
+    parts = _mapping(where, content)
+    hints = get_type_hints(kind)
+    _check_keys(where, parts, hints)
+    found = {key: _value(f"{where}: {key}", hints[key], value) for key, value in parts.items() if value is not None}
+    for one in fields(kind):
+        if one.name not in found and one.default is MISSING and one.default_factory is MISSING:
+            raise JudgeError(f"{where} lacks {one.name!r}.")
+    return kind(**found)
+
+
+def _value(where: str, wanted: Any, value: Any) -> Any:
+    """A value of YAML as the type that is wanted of it; JudgeError where it is none."""
+    inner = get_args(wanted)
+    if wanted is Any:
+        return value
+    if wanted is Text and isinstance(value, str):
+        return Text(own=value)
+    if is_dataclass(wanted):
+        return value if isinstance(value, wanted) else _part(where, wanted, value)  # type: ignore[arg-type]
+    if get_origin(wanted) is Literal:
+        if value not in inner:
+            raise JudgeError(f"{where}: {did_you_mean('value', str(value)[:80], inner)}")
+        return value
+    if get_origin(wanted) is tuple:
+        several = value if isinstance(value, list) else [value]
+        places = [where] if len(several) == 1 else [f"{where}[{n}]" for n in range(len(several))]
+        return tuple(_value(place, inner[0], one) for place, one in zip(places, several, strict=True))
+    if get_origin(wanted) is Mapping:
+        return {key: _value(f"{where}.{key}", inner[1], one) for key, one in _mapping(where, value).items()}
+    if type(None) in inner:
+        return _value(where, inner[0], value)
+    # YAML's truth values are Python's whole numbers.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        int: number and isinstance(value, int) and value >= 0,
+        # As it is written: 0 stays 0, which the fingerprint tells from 0.0.
+        float: number and 0 <= value <= 1,
+    }.get(wanted, isinstance(value, wanted))
+    if not fits:
+        raise JudgeError(f"{where} is {str(value)[:80]!r}, and must be {_WORDS[wanted]}.")
+    return value
+
+
+def _check_keys(where: str, keys: Iterable[str], known: Collection[str]) -> None:
+    for key in sorted(keys):
+        if key not in known:
+            raise JudgeError(f"{where}: {did_you_mean('key', key, known)}")
+
+
+def _mapping(where: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise JudgeError(f"{where} is {str(value)[:80]!r}, and must be a mapping.")
+    return {str(key): one for key, one in value.items()}
+
+
+# -- what must hold beyond the types -----------------------------------------------------------------------------------
 
 
 def _judge(where: str, content: Mapping[str, Any]) -> JudgeFile:
-    known = (set(JudgeFile.__dataclass_fields__) | set(_SCOPE_KEYS)) - {"scope"}
-    _check_keys(where, content, known)
-    for key in _REQUIRED:
-        if not isinstance(content.get(key), str):
-            raise JudgeError(f"{where} lacks {key!r} (a text).")
-    if not _NAME.fullmatch(content["name"]):
-        raise JudgeError(f"{where}: name {content['name']!r} may hold a-z, 0-9, '.', '_' and '-' only.")
-    _one_of(where, "kind", content["kind"], get_args(JudgeKind))
-    parts: dict[str, Any] = {key: value for key, value in content.items() if key not in _SCOPE_KEYS}
-    parts["scope"] = JudgeScope(
-        axes=_chosen(where, "axes", content.get("axes"), get_args(Axis), AXES),
-        rubrics=_chosen(where, "rubrics", content.get("rubrics"), get_args(Rubric), ("safety",)),
-    )
-    texts = _mapping(where, "texts", content.get("texts"))
-    parts["texts"] = {str(name): _text(f"{where}: text {name!r}", text) for name, text in texts.items()}
-    parts["ask"] = tuple(_part(f"{where}: ask", Ask, one) for one in content.get("ask") or ())
-    parts["turns"] = tuple(_part(f"{where}: turns", Turn, one) for one in content.get("turns") or ())
-    parts["markers"] = tuple(content.get("markers") or ())
-    parts["questions"] = tuple(_question(f"{where}: questions", one) for one in content.get("questions") or ())
-    judge = JudgeFile(**parts)
+    of_scope = {field.name for field in fields(JudgeScope)}
+    _check_keys(where, map(str, content), of_scope | {field.name for field in fields(JudgeFile)} - {"scope"})
+    given = {key: value for key, value in content.items() if value is not None}
+    scope = _part(where, JudgeScope, {"rubrics": "safety", **{key: given.pop(key) for key in of_scope & given.keys()}})
+    judge: JudgeFile = _part(where, JudgeFile, {**given, "scope": scope})
     _check(where, judge)
     # Of a file that is extended, not every text is asked for.
     named = _named_texts(judge)
     return replace(judge, texts={name: t for name, t in judge.texts.items() if name in named or t.optional})
 
 
-def _named_texts(judge: JudgeFile) -> set[str]:
+def _filled_texts(judge: JudgeFile) -> set[str]:
+    """Names of the texts that are filled with a sample's fields."""
     return {
-        *(name for ask in judge.ask for name in (ask.text, ask.with_context, *ask.arguments.values()) if name),
+        *(name for ask in judge.ask for name in (ask.text, ask.with_context) if name),
         *(turn.text for turn in judge.turns),
         *judge.fields.values(),
     }
 
 
-def _text(where: str, content: Any) -> Text:
-    if isinstance(content, str):
-        return Text(own=content)
-    if not isinstance(content, dict):
-        raise JudgeError(f"{where} is {type(content).__name__}; write a text, or sha256 and sources.")
-    parts = dict(content)
-    parts["sources"] = tuple(_part(f"{where}: sources", Source, one) for one in content.get("sources") or ())
-    parts["markers"] = tuple(content.get("markers") or ())
-    text: Text = _part(where, Text, parts)
+def _named_texts(judge: JudgeFile) -> set[str]:
+    return _filled_texts(judge) | {name for ask in judge.ask for name in ask.arguments.values()}
+
+
+def _check(where: str, judge: JudgeFile) -> None:
+    """What the kinds need, and that every text that is named is there."""
+    if not _NAME.fullmatch(judge.name):
+        raise JudgeError(f"{where}: name {judge.name!r} may hold a-z, 0-9, '.', '_' and '-' only.")
+    for key, given in (("axes", judge.scope.axes), ("rubrics", judge.scope.rubrics)):
+        if not given:
+            raise JudgeError(f"{where}: {key} is empty, and the judge could tell nothing. Name some, or leave it out.")
+    for key, number in (("window", judge.window), ("answer_tokens", judge.answer_tokens)):
+        if number == 0:
+            raise JudgeError(f"{where}: {key} is 0, and must be at least 1.")
+    for name, text in judge.texts.items():
+        _check_text(f"{where}: text {name!r}", text)
+    for question in judge.questions:
+        _check_question(f"{where}: question {question.name!r}", question)
+    for name in sorted(_named_texts(judge)):
+        if name not in judge.texts:
+            raise JudgeError(f"{where}: {did_you_mean('text', name, judge.texts)}")
+    for name in judge.fields:
+        if name not in _OF_A_SAMPLE:
+            raise JudgeError(f"{where}: fields: {did_you_mean('field', name, _OF_A_SAMPLE)}")
+    needs = {
+        "classifier": ("ask", "questions"),
+        "sequence": ("ask", "questions", "label_ids"),
+        "chat": ("turns", "parser"),
+        "pairwise": ("turns",),
+    }[judge.kind]
+    for key in needs:
+        if not getattr(judge, key):
+            raise JudgeError(f"{where}: a judge of kind {judge.kind!r} needs {key!r}.")
+    if not judge.chat_template and any(ask.text is None for ask in judge.ask):
+        raise JudgeError(f"{where}: an `ask` without `text` needs `chat_template: true`.")
+    if judge.questions and not any(question.means or question.values for question in judge.questions):
+        raise JudgeError(
+            f"{where}: no question says what its options mean, and every answer would be safe. Give one of them "
+            "`means` or `values`."
+        )
+    if sum(bool(question.values) for question in judge.questions) not in (0, len(judge.questions)):
+        raise JudgeError(f"{where}: either all questions have `values`, or none has.")
+    if judge.kind == "sequence":
+        if len(judge.questions) != 1:
+            raise JudgeError(f"{where}: a classification head answers one question, got {len(judge.questions)}.")
+        for option in judge.label_ids:
+            if option not in judge.questions[0].options:
+                raise JudgeError(f"{where}: label_ids: {did_you_mean('option', option, judge.questions[0].options)}")
+    check_placeholders(where, judge, {name: text.own for name, text in judge.texts.items() if text.own is not None})
+    _check_settings(where, judge.settings)
+
+
+def _check_settings(where: str, settings: Mapping[str, Any]) -> None:
+    for key in _NOT_SETTINGS:
+        if key in settings:
+            raise JudgeError(f"{where}: settings cannot hold {key!r}, which is not the file's to say. Leave it out.")
+    try:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise JudgeError(f"{where}: settings hold what no request can carry: {error}.") from error
+
+
+def _check_text(where: str, text: Text) -> None:
     if (text.own is None) == (text.sha256 is None):
         raise JudgeError(f"{where} has either `own` words or the `sha256` of a publisher's text.")
     if text.sha256 is not None and (not _SHA256.fullmatch(text.sha256) or not text.sources):
@@ -270,88 +414,22 @@ def _text(where: str, content: Any) -> Text:
             )
         if source.wheel is not None and (not _SHA256.fullmatch(source.wheel_sha256 or "") or not source.file):
             raise JudgeError(f"{where}: a wheel needs `wheel_sha256` and the `file` in it.")
-    return text
 
 
-def _question(where: str, content: Any) -> Question:
-    parts = dict(_mapping(where, "a question", content))
-    options = _mapping(where, "options", parts.get("options"))
-    parts["options"] = {str(name): tuple(_texts(where, spellings)) for name, spellings in options.items()}
-    question: Question = _part(where, Question, parts)
+def _check_question(where: str, question: Question) -> None:
     if len(question.options) < 2:
-        raise JudgeError(f"{where}: question {question.name!r} needs at least two options.")
+        raise JudgeError(f"{where} needs at least two options.")
+    for option, spellings in question.options.items():
+        if not spellings or not all(spellings):
+            raise JudgeError(f"{where}: option {option!r} has no spelling.")
     for key, given in (("means", question.means), ("values", question.values)):
         for name in given:
             if name not in question.options:
-                raise JudgeError(f"{where}: {key}: {did_you_mean('option', str(name), question.options)}")
-    for label in question.means.values():
-        _one_of(where, "label", label, get_args(Label))
+                raise JudgeError(f"{where}: {key}: {did_you_mean('option', name, question.options)}")
     if question.values and set(question.values) != set(question.options):
-        raise JudgeError(f"{where}: question {question.name!r}: `values` must give every option its worth.")
-    return question
-
-
-def _check(where: str, judge: JudgeFile) -> None:
-    """What the kinds need, and that every text that is named is there."""
-    for name in sorted(_named_texts(judge)):
-        if name not in judge.texts:
-            raise JudgeError(f"{where}: {did_you_mean('text', name, judge.texts)}")
-    for name in judge.fields:
-        _one_of(where, "field", name, FIELDS)
-    needs = {
-        "classifier": ("ask", "questions"),
-        "sequence": ("ask", "questions", "label_ids"),
-        "chat": ("turns", "parser"),
-        "pairwise": ("turns",),
-    }[judge.kind]
-    for key in needs:
-        if not getattr(judge, key):
-            raise JudgeError(f"{where}: a judge of kind {judge.kind!r} needs {key!r}.")
-    if judge.kind == "classifier" and not judge.chat_template and any(ask.text is None for ask in judge.ask):
-        raise JudgeError(f"{where}: an `ask` without `text` needs `chat_template: true`.")
-    if sum(bool(question.values) for question in judge.questions) not in (0, len(judge.questions)):
-        raise JudgeError(f"{where}: either all questions have `values`, or none has.")
-
-
-def _part(where: str, kind: type[Any], content: Any) -> Any:
-    parts = _mapping(where, kind.__name__.lower(), content)
-    _check_keys(where, parts, kind.__dataclass_fields__)
-    try:
-        return kind(**parts)
-    except TypeError as error:
-        raise JudgeError(f"{where}: {str(error).rpartition(': ')[2]}.") from error
-
-
-def _check_keys(where: str, content: Mapping[str, Any], known: Any) -> None:
-    for key in sorted(map(str, content)):
-        if key not in known:
-            raise JudgeError(f"{where}: {did_you_mean('key', key, known)}")
-
-
-def _mapping(where: str, key: str, value: Any) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise JudgeError(f"{where}: {key} is {type(value).__name__}, not a mapping.")
-    return value
-
-
-def _texts(where: str, value: Any) -> list[str]:
-    texts = value if isinstance(value, list) else [value]
-    if not texts or not all(isinstance(text, str) and text for text in texts):
-        # YAML 1.1 reads a bare yes or no as a truth value.
-        raise JudgeError(f"{where}: {value!r} is no list of texts; put words such as yes and no in quotation marks.")
-    return texts
-
-
-def _chosen(where: str, key: str, value: Any, known: Sequence[Any], default: tuple[Any, ...]) -> tuple[Any, ...]:
-    if value is None:
-        return default
-    for one in value if isinstance(value, list) else [value]:
-        _one_of(where, key, one, known)
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _one_of(where: str, key: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise JudgeError(f"{where}: {did_you_mean(key, str(value), known)}")
+        raise JudgeError(f"{where}: `values` must give every option its worth.")
+    if question.codes is not None:
+        try:
+            re.compile(question.codes)
+        except re.error as error:
+            raise JudgeError(f"{where}: codes {question.codes!r} is no regular expression: {error}.") from error
