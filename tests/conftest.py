@@ -47,7 +47,10 @@ def pytest_collection_modifyitems(config, items):
         "browser": None if CHROMIUM else "Chromium is not installed: apt install chromium",
         "shared": None if shared_folder().is_dir() else f"no public data at {shared_folder()}: set BFPO_SHARED",
     }
+    # For `pytest -n 2 --dist loadgroup`: a file's tests share its fixtures, and two vLLMs would share a CPU's cores.
+    with_vllm = {item.path for item in items if item.get_closest_marker("vllm")}
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("vllm" if item.path in with_vllm else item.path.stem))
         for marker, reason in absent.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
