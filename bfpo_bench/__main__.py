@@ -21,7 +21,8 @@ OK, INTERNAL, BAD_INPUT, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 _EPILOG = """\
 exit codes: 0 complete, 2 bad input (one line says what), 3 finished, but a task lacks data, answers or verdicts
 (more than 2 % of its samples unscored). BFPO_DEBUG=1 shows the traceback of an internal error (exit code 1).
-Credentials come from the environment only (OPENAI_API_KEY, BFPO_JUDGE_API_KEY, HF_TOKEN).
+Credentials come from the environment only: OPENAI_API_KEY, BFPO_JUDGE_API_KEY, PERSPECTIVE_API_KEY, HF_TOKEN.
+BFPO_JUDGE_BASE_URL is the address of API judges that are named without one.
 """
 _INCLUDE = "further folders with task YAMLs; repeatable"
 _JUDGE = "keyword, chat:MODEL[@URL], or one of `judges list`; repeatable, scores stand on the first that can tell"
@@ -115,7 +116,8 @@ def _add_run(verbs: Any) -> None:
         choices=("default", "paper"),
         help="default: greedy decoding; paper: the authors' sampling and prompt templates where they differ",
     )
-    flag("--engine", choices=("auto", "hf", "vllm", "openai"), help="auto: vllm where installed with a GPU, else hf")
+    engines = "{auto,hf,vllm,openai}"  # checked with the YAML's
+    flag("--engine", metavar=engines, help="auto: vllm where installed with a GPU, else hf")
     flag("--engine-args", nargs="+", action="extend", metavar="K=V", help="passed to the engine, e.g. dtype=float32")
     flag("--judge", action="append", metavar="JUDGE", help=_JUDGE)
     flag("--judge-engine", choices=("auto", "hf", "vllm"), help=_JUDGE_ENGINE)
@@ -239,18 +241,24 @@ def _judge(arguments: argparse.Namespace) -> int:
 
 
 def _self_test(arguments: argparse.Namespace) -> int:
-    """Report what attacks do to each judge named; a live judge that is moved is a finding, not an error."""
+    """Report what attacks do to each judge named; a live judge that is moved is a finding, not an error.
+
+    PARTIAL where a judge could read nothing, which is no finding either.
+    """
     import tempfile
 
     from bfpo_bench.judge_tables import print_self_test
     from bfpo_bench.judging import chosen_judges
     from bfpo_bench.validation import self_test
 
+    measured = True
     with tempfile.TemporaryDirectory(prefix="bfpo-self-test-") as scratch:
         setting = _judge_setting(arguments, Path(scratch))
         for spec in chosen_judges(arguments.judge, setting):
-            print_self_test(spec.name, self_test(spec, setting=setting, every=arguments.all, limit=arguments.limit))
-    return OK
+            found = self_test(spec, setting=setting, every=arguments.all, limit=arguments.limit)
+            print_self_test(spec.name, found)
+            measured &= found.read > 0
+    return OK if measured else PARTIAL
 
 
 def _add_calibrate(verbs: Any) -> None:
@@ -272,14 +280,14 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from bfpo_bench.judge_tables import print_calibration
     from bfpo_bench.judging import chosen_judges
     from bfpo_bench.sources import bfpo_home
-    from bfpo_bench.validation import calibrate_judge, calibration_folder, read_labels
+    from bfpo_bench.validation import CALIBRATION, calibrate_judge, calibration_folder, read_labels
 
     labels = read_labels(arguments.labels)
     (spec,) = chosen_judges([arguments.judge], _judge_setting(arguments, Path()))
     folder = arguments.out or calibration_folder(bfpo_home(), spec, labels)
     found = calibrate_judge(spec, labels, folder, setting=_judge_setting(arguments, folder))
     print_calibration(found)
-    show(f"calibration: {folder / 'calibration.json'}")
+    show(f"calibration: {folder / CALIBRATION}")
     return OK
 
 
@@ -290,18 +298,28 @@ def _add_agreement(verbs: Any) -> None:
         _agreement,
         "how far the judges of a run agree, and over several runs what another judge would change",
     )
-    verb.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, judged by two judges or more")
+    verb.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folders, judged by two judges or more, or folders that hold some",
+    )
     verb.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     verb.add_argument("--out", type=Path, metavar="FILE", help="the whole report as JSON")
 
 
 def _agreement(arguments: argparse.Namespace) -> int:
-    from bfpo_bench.console import show
+    from bfpo_bench.console import say, show
+    from bfpo_bench.errors import ConfigError
     from bfpo_bench.judge_report import report
     from bfpo_bench.judge_tables import print_judge_report
+    from bfpo_bench.leaderboard.rows import find_runs
     from bfpo_bench.store import to_json, write_atomically
 
-    found = report(arguments.runs, seed=arguments.seed)
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed must be a whole number from 0, got {arguments.seed}.")
+    found = report(find_runs(arguments.runs, skipped=say), seed=arguments.seed)
     print_judge_report(found)
     if arguments.out is not None:
         write_atomically(arguments.out, to_json(found))
@@ -319,7 +337,7 @@ def _judge_setting(arguments: argparse.Namespace, folder: Path) -> Setting:
     if arguments.concurrency is not None and arguments.concurrency < 1:
         raise ConfigError(f"--concurrency must be at least 1, got {arguments.concurrency}.")
     return Setting(
-        mirror=_mirror_or_default(arguments.data_dir),
+        mirror=_existing_mirror(arguments.data_dir),
         log=folder / JUDGE_LOG,
         engine=arguments.judge_engine,
         engine_args=parse_engine_args(arguments.judge_engine_args, flag="--judge-engine-args"),
@@ -343,24 +361,37 @@ def _add_score(verbs: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="correct the rates for the judge's errors by what `calibrate` found; repeatable, kept with the run",
+        help="correct the rates for the judge's errors by what `calibrate` found (its file or folder); repeatable, "
+        "kept with the run until --uncorrected",
     )
     verb.add_argument(
-        "--labels", type=Path, metavar="FILE", help="or by human labels of this run's own answers (kept with the run)"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="or by human labels of this run's own answers, which must be drawn at random from all of them, or at "
+        "random within each verdict; kept with the run until --uncorrected",
+    )
+    verb.add_argument(
+        "--uncorrected", action="store_true", help="forget the calibrations and labels that were kept with the run"
     )
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import print_scores
-    from bfpo_bench.run import score, use_calibration, use_labels
+    from bfpo_bench.errors import ConfigError
+    from bfpo_bench.run import forget_corrections, score, use_calibration, use_labels
     from bfpo_bench.store import RunStore
     from bfpo_bench.validation import read_calibration, read_labels, run_labels
 
+    if arguments.uncorrected and (arguments.calibration or arguments.labels is not None):
+        raise ConfigError("--uncorrected forgets calibrations and labels: give it without --calibration and --labels.")
     # All is read and matched before any of it is kept.
     calibrations = [read_calibration(path) for path in arguments.calibration]
     labels = None if arguments.labels is None else read_labels(arguments.labels)
     with RunStore.open(arguments.run) as store:
         mine = None if labels is None else run_labels(store.samples(), store.outputs(), labels)
+        if arguments.uncorrected:
+            forget_corrections(store)
         for calibration in calibrations:
             use_calibration(store, calibration)
         if mine is not None:
@@ -414,18 +445,21 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 
 
 def _add_data(verbs: Any) -> None:
-    verb = verbs.add_parser("data", help="list, fetch or verify the hub data sets that tasks read")
+    text = "list, fetch or verify the hub data sets that tasks read, and fetch or verify judges' published texts"
+    verb = verbs.add_parser("data", help=text, description=text)
     actions = verb.add_subparsers(title="actions", required=True, metavar="ACTION")
     listing = _verb(actions, "list", _data_list, "one row a data set: revision, licence, tasks, and what a mirror has")
     _add_choice_of_tasks(listing)
     listing.add_argument("--data-dir", type=Path, metavar="DIR", help="a mirror to look into (default BFPO_DATA_DIR)")
-    fetching = _verb(actions, "fetch", _data_fetch, "download the tasks' data sets into a mirror; run again to resume")
+    fetching = _verb(
+        actions, "fetch", _data_fetch, "download data sets and judges' texts into a mirror; run again to resume"
+    )
     _add_choice_of_tasks(fetching)
     fetching.add_argument(
         "--judges",
         default="",
         metavar="A,B",
-        help="published texts of these judges, or of all; --to is optional",
+        help="published texts of these judges, or `all`; --to is optional",
     )
     fetching.add_argument("--to", type=Path, metavar="DIR", help="the mirror, for --data-dir later")
     verifying = _verb(actions, "verify", _data_verify, "check every recorded file of a mirror: bytes, rows, columns")
@@ -446,15 +480,22 @@ def _mirror_or_default(given: Path | None) -> Path | None:
     return given or (Path(os.environ["BFPO_DATA_DIR"]) if os.environ.get("BFPO_DATA_DIR") else None)
 
 
+def _existing_mirror(given: Path | None) -> Path | None:
+    from bfpo_bench.errors import ConfigError
+
+    mirror = _mirror_or_default(given)
+    if mirror is not None and not mirror.is_dir():
+        flag = "BFPO_DATA_DIR" if given is None else "--data-dir"
+        raise ConfigError(f"{flag} {mirror} does not exist. Give the folder that `data fetch --to` filled.")
+    return mirror
+
+
 def _data_list(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import show
-    from bfpo_bench.errors import TaskError
     from bfpo_bench.mirror import overview
     from bfpo_bench.registry import load_registry, resolve_tasks
 
-    mirror = _mirror_or_default(arguments.data_dir)
-    if mirror is not None and not mirror.is_dir():
-        raise TaskError(f"--data-dir {mirror} does not exist.")
+    mirror = _existing_mirror(arguments.data_dir)
     registry = load_registry(arguments.include_path)
     names = [name for name in arguments.tasks.split(",") if name]
     chosen = arguments.suite is not None or names
@@ -471,13 +512,18 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
 
     problems: list[str] = []
     if arguments.judges:
+        from bfpo_bench.errors import JudgeError
+        from bfpo_bench.judges import CODE_JUDGES
         from bfpo_bench.judges.published import FOLDER, fetch_texts
         from bfpo_bench.judges.spec import bundled_judges, load_judge
         from bfpo_bench.sources import bfpo_home
 
         named = bundled_judges() if arguments.judges == "all" else arguments.judges.split(",")
+        named = [name.strip() for name in named if name.strip()]
+        if in_code := [name for name in named if name.partition(":")[0] in CODE_JUDGES]:
+            raise JudgeError(f"Judge {in_code[0]!r} has no texts to fetch. Leave it out.")
         folder = (arguments.to or bfpo_home()) / FOLDER
-        problems += fetch_texts([load_judge(name.strip()) for name in named], folder, say=say)
+        problems += _by_reason(fetch_texts([load_judge(name) for name in named], folder, say=say))
         show(f"judges' texts: {folder}")
     names = [name for name in arguments.tasks.split(",") if name]
     if arguments.suite is not None or names or not arguments.judges:
@@ -486,6 +532,15 @@ def _data_fetch(arguments: argparse.Namespace) -> int:
     for line in problems:
         say(f"not fetched: {line}")
     return PARTIAL if problems else OK
+
+
+def _by_reason(lines: Sequence[str]) -> list[str]:
+    """`judge: text: reason` lines, those of one reason joined: a file may hold many texts."""
+    texts: dict[str, list[str]] = {}
+    for line in lines:
+        judge, text, reason = line.split(": ", 2)
+        texts.setdefault(reason, []).append(f"{judge}: {text}")
+    return [f"{', '.join(names)}: {reason}" for reason, names in texts.items()]
 
 
 def _fetch_data(arguments: argparse.Namespace, names: list[str]) -> list[str]:
@@ -510,7 +565,9 @@ def _data_verify(arguments: argparse.Namespace) -> int:
     mirror = _mirror_or_default(arguments.mirror)
     if mirror is None:
         raise TaskError("No mirror named. Give its folder, or set BFPO_DATA_DIR.")
-    texts = list((mirror / FOLDER).glob("*.txt"))
+    texts = sorted((mirror / FOLDER).glob("*.txt"))
+    if no_files := [path for path in texts if not path.is_file()]:
+        raise TaskError(f"{no_files[0]} is no file. Remove it, and verify again.")
     found = Verification(problems=(), unrecorded=(), n_files=0)
     # A mirror may hold judges' texts alone, which are named by their hash and need no record.
     if arguments.record or not texts or (mirror / RECORD).is_file():
@@ -580,10 +637,17 @@ def _add_judges(verbs: Any) -> None:
 
 
 def _judges(arguments: argparse.Namespace) -> int:
-    from bfpo_bench.judges import overview
+    from bfpo_bench.console import show
+    from bfpo_bench.doctor import judge_rows
 
-    head = ("judge", "kind", "axes", "rubrics", "model", "licence", "texts", "what it is")
-    _print_table(head, overview(_mirror_or_default(arguments.data_dir)))
+    rows = list(judge_rows(_existing_mirror(arguments.data_dir)))
+    cells = [("judge", "kind", "can tell", "texts", "model")]
+    cells += [(row.name, row.kind, row.tells, row.texts, row.model) for row in rows]
+    for line, row in zip(_lines(cells), [None, *rows], strict=True):
+        show(line)
+        if row is not None:
+            for part in _folded(row.about, 4):
+                show(f"    {part}")
     return OK
 
 
@@ -593,18 +657,36 @@ def _add_doctor(verbs: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.console import show
     from bfpo_bench.doctor import report
 
-    _print_table(("what", "here", "detail"), list(report(arguments.data_dir)))
+    rows = [("what", "here", "detail"), *report(arguments.data_dir)]
+    heads = _lines([(what, here, "") for what, here, _ in rows])
+    indent = 2 + max(map(len, heads))
+    for head, (_, _, detail) in zip(heads, rows, strict=True):
+        for i, part in enumerate(_folded(detail, indent)):
+            show(f"{head if i == 0 else '':{indent}}{part}")
     return OK
+
+
+def _folded(text: str, indent: int) -> list[str]:
+    """In lines of at most 120 columns with an indentation; names and commands keep their hyphens."""
+    import textwrap
+
+    return textwrap.wrap(text, 120 - indent, break_on_hyphens=False, break_long_words=False)
 
 
 def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from bfpo_bench.console import show
 
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        show("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in _lines([head, *rows]):
+        show(line)
+
+
+def _lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Each row as a line, its cells as wide as the widest of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ def _value(key: str, value: Any) -> Any:
     if key == "chat_template" and isinstance(value, bool):
         # YAML 1.1 reads a bare `on` or `off` as a truth value.
         value = "on" if value else "off"
+    if key == "engine" and isinstance(value, str) and value.startswith("policy:"):
+        raise ConfigError(f"--engine {value}: a policy stands in a model's place. Write --model {value}.")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ConfigError(did_you_mean(key.replace("_", " "), str(value), _CHOICES[key]))
     if (

@@ -78,21 +78,26 @@ def _of(sample: Sample, calls: int, read: int) -> Cost:
     )
 
 
-def summary(costs: Mapping[str, Cost]) -> str:
-    """One line for the start of a run."""
+def summary(costs: Mapping[str, Cost], *, weights: bool = True) -> str:
+    """One line for the start of a run; of a model without weights here (a policy, an API) no GPU-minutes."""
     total = sum(costs.values(), Cost())
+    minutes = f", about {total.gpu_minutes:.1f} GPU-minutes ({STATED_MODEL})" if weights else ""
     judging = f", {total.judge_calls:,} judge calls" if total.judge_calls else ""
     # One without data costs nothing.
     tasks = sum(cost.samples > 0 for cost in costs.values())
     return (
         f"{tasks} tasks, {total.samples:,} samples, {total.requests:,} requests, about "
-        f"{total.prompt_tokens:,} prompt and at most {total.new_tokens:,} new tokens, about {total.gpu_minutes:.1f} "
-        f"GPU-minutes ({STATED_MODEL}){judging}"
+        f"{total.prompt_tokens:,} prompt and at most {total.new_tokens:,} new tokens{minutes}{judging}"
     )
 
 
 def table(
-    tasks: Sequence[TaskSpec], costs: Mapping[str, Cost], judges: Sequence[JudgeSpec], missing: Mapping[str, str]
+    tasks: Sequence[TaskSpec],
+    costs: Mapping[str, Cost],
+    judges: Sequence[JudgeSpec],
+    missing: Mapping[str, str],
+    *,
+    weights: bool = True,
 ) -> list[str]:
     """`--dry-run`: a line a task, and the sum."""
     head = ("samples", "of", "requests", "prompt tokens", "new tokens", "GPU-min")
@@ -107,7 +112,7 @@ def table(
             f"{cost.requests:,}",
             f"{cost.prompt_tokens:,}",
             f"{cost.new_tokens:,}",
-            f"{cost.gpu_minutes:.1f}",
+            f"{cost.gpu_minutes:.1f}" if weights else "-",
         )
         theirs = ", ".join(judges_of(task, names, scopes)) or (
             "needs --judge chat:MODEL" if task.judge == NEEDS_CHAT else "-"
@@ -115,7 +120,7 @@ def table(
         note = f"  missing: {missing[task.name]}" if task.name in missing else ""
         lines.append(f"{task.name:{width}}" + "".join(f"{cell:>14}" for cell in cells) + f"  {theirs}{note}")
     total = sum(costs.values(), Cost())
-    lines += ["", summary(costs)]
+    lines += ["", summary(costs, weights=weights)]
     if total.judge_calls:
         lines.append(
             f"judges: {total.judge_calls:,} API calls, about {total.judge_input_tokens:,} input and at most "

@@ -33,7 +33,18 @@ class EngineError(BenchError):
 def did_you_mean(kind: str, value: str, known: Iterable[str]) -> str:
     """`Unknown task 'advbnch'. Did you mean: advbench?`, or the known names where none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(value, names, n=3, cutoff=0.6)
-    if near:
+    if near := nearest(value, names):
         return f"Unknown {kind} {value!r}. Did you mean: {', '.join(near)}?"
     return f"Unknown {kind} {value!r}. Known: {', '.join(names) or 'none'}."
+
+
+def nearest(value: str, known: Iterable[str]) -> list[str]:
+    """At most three names: those that the value begins, those spelt much like it, those whose first word it holds.
+
+    The first word ends at a hyphen: `weighted_alpaca_eval_gpt4_turbo` holds that of `alpaca_eval-paper`.
+    """
+    names, sought = sorted(known), value.lower()
+    begun = [name for name in names if len(sought) > 2 and name.lower().startswith(sought)]
+    held = [name for name in names if len(word := name.partition("-")[0].lower()) > 5 and word in sought]
+    close = difflib.get_close_matches(value, names, n=3, cutoff=0.6)
+    return list(dict.fromkeys([*begun, *close, *held]))[:3]

@@ -99,24 +99,44 @@ def report(folders: Sequence[Path], *, seed: int = 0, level: float = 0.95) -> di
 
 
 def agreement(task: JudgedTask, *, seed: int = 0, level: float = 0.95) -> dict[str, Any]:
-    """Cohen's kappa of each pair, Fleiss' of all, Krippendorff's alpha; of graded outcomes alpha alone (interval)."""
+    """Cohen's kappa of each pair, Fleiss' of all, Krippendorff's alpha; of graded outcomes alpha alone (interval).
+
+    `n_two` samples have verdicts of two judges or more, `n_all` of all: a coefficient of fewer than two, or of one
+    outcome throughout, is not defined.
+    """
     judges = list(task.outcomes)
     ids = list(task.outcomes[judges[0]])
     rows = [[task.outcomes[judge][id_] for judge in judges] for id_ in ids]
     clusters = [task.clusters[id_] for id_ in ids]
     graded = any(value not in (0.0, 1.0, None) for row in rows for value in row)
+
+    def alpha(columns: Sequence[int]) -> dict[str, Any] | None:
+        return _plain(
+            krippendorff_alpha(
+                [[row[i] for i in columns] for row in rows],
+                metric="interval" if graded else "nominal",
+                seed=seed,
+                level=level,
+                clusters=clusters,
+            )
+        )
+
+    voted = [sum(value is not None for value in row) for row in rows]
     found: dict[str, Any] = {
         "judges": judges,
         "n": {judge: sum(value is not None for value in task.outcomes[judge].values()) for judge in judges},
-        "alpha": _plain(
-            krippendorff_alpha(
-                rows, metric="interval" if graded else "nominal", seed=seed, level=level, clusters=clusters
-            )
-        ),
+        "n_two": sum(n > 1 for n in voted),
+        "n_all": sum(n == len(judges) for n in voted),
+        "graded": graded,
+        "alpha": alpha(range(len(judges))),
         "fleiss": None,
         "cohen": [],
+        "pairs": [],
     }
     if graded:
+        for (i, a), (j, b) in combinations(enumerate(judges), 2):
+            n = sum(row[i] is not None and row[j] is not None for row in rows)
+            found["pairs"].append({"a": a, "b": b, "n": n, "alpha": alpha((i, j))})
         return found
     found["fleiss"] = _plain(fleiss_kappa(rows, seed=seed, level=level, clusters=clusters))
     for (i, a), (j, b) in combinations(enumerate(judges), 2):
@@ -130,7 +150,7 @@ def agreement(task: JudgedTask, *, seed: int = 0, level: float = 0.95) -> dict[s
 
 
 def swaps(runs: Sequence[JudgedRun], *, level: float = 0.95) -> Iterator[tuple[str, JudgeSwap]]:
-    """Of each task that all runs have under the same two judges or more, and of each axis over such tasks."""
+    """Of each task that all runs have under the same two judges or more, and of each axis: the mean over such tasks."""
     shared = set.intersection(*({task.name for task in run.tasks} for run in runs))
     by_axis: dict[str, list[str]] = defaultdict(list)
     for name in sorted(shared):
@@ -145,7 +165,8 @@ def swaps(runs: Sequence[JudgedRun], *, level: float = 0.95) -> Iterator[tuple[s
             chosen = {run.model: [task for task in run.tasks if task.name in names] for run in runs}
             everywhere = set.intersection(*(set(task.outcomes) for tasks in chosen.values() for task in tasks))
             if len(everywhere) > 1:
-                yield axis, judge_swap(_scores(sorted(everywhere), chosen), level=level)
+                task_of = {id_: task.name for tasks in chosen.values() for task in tasks for id_ in task.clusters}
+                yield axis, judge_swap(_scores(sorted(everywhere), chosen), strata=task_of, level=level)
 
 
 def _same_judges(runs: Sequence[JudgedRun], tasks: Mapping[str, JudgedTask]) -> list[str]:

@@ -53,7 +53,8 @@ def chosen_judges(texts: Sequence[str], setting: Setting | None = None) -> tuple
         check_judge(judge, setting)
         if judges.setdefault(judge.name, judge) != judge:
             raise JudgeError(
-                f"Judge {judge.name!r} is given with two addresses; verdicts are stored by its name. Give one."
+                f"Judge {judge.name!r} is named twice, with different addresses or files; verdicts are stored by its "
+                "name. Give one."
             )
     return tuple(judges.values())
 

@@ -113,36 +113,6 @@ def win_rate(preferences: Sequence[float], *, level: float = 0.95) -> WinRate | 
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrderGap:
-    """Win rates by what the judge saw first: the model's output, or the baseline's.
-
-    `gap` is second minus first: above 0 the judge leans to what it sees last. `corrected` is the win rate over the
-    instructions that were asked in both orders, each with the mean of its two preferences.
-    """
-
-    first: WinRate | None
-    second: WinRate | None
-    gap: float | None
-    corrected: WinRate | None
-
-
-def order_gap(first: Mapping[str, float], second: Mapping[str, float], *, level: float = 0.95) -> OrderGap:
-    """The gap between the orders, of preferences by instruction with the model's output shown first, and second.
-
-    Without instructions in both, as AlpacaEval asks, the gap compares two halves of the instructions, which may differ
-    in more than the order, and `corrected` is None.
-    """
-    rates = win_rate(list(first.values()), level=level), win_rate(list(second.values()), level=level)
-    both = [(value + second[instruction]) / 2.0 for instruction, value in first.items() if instruction in second]
-    return OrderGap(
-        first=rates[0],
-        second=rates[1],
-        gap=rates[1].win_rate - rates[0].win_rate if rates[0] and rates[1] else None,
-        corrected=win_rate(both, level=level),
-    )
-
-
 # -- length-controlled win rate ----------------------------------------------------------------------------------------
 
 

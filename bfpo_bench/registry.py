@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -15,7 +14,7 @@ from typing import Any, get_args
 
 import yaml
 
-from bfpo_bench.errors import TaskError, did_you_mean
+from bfpo_bench.errors import TaskError, did_you_mean, nearest
 from bfpo_bench.types import AXES, Axis, Kind, PaperRole, Rubric, TaskSpec
 
 # lm-eval's tag for a suite's tasks: `lm_eval --tasks bfpo_mini` and `--suite mini` name the same set.
@@ -142,7 +141,7 @@ def _group(registry: Mapping[str, TaskSpec], term: str) -> set[str]:
     if term in registry or f"{SUITE_TAG}{term}" in registry:
         return {_task_name(registry, term)}
     # A task is suggested where it is near; the list of all that are known holds the suites and axes only.
-    near = difflib.get_close_matches(term, map(_short, registry), n=3)
+    near = nearest(term, map(_short, registry))
     raise TaskError(did_you_mean("suite", term, [*known, *AXES, *near]))
 
 

@@ -205,9 +205,17 @@ def costs(plan: Plan, samples: Sequence[Sample]) -> dict[str, Cost]:
     return estimate(plan.tasks, samples, plan.judges)
 
 
+def _has_weights(plan: Plan) -> bool:
+    """Whether the model under test is computed here: a policy and an API cost no GPU-minutes of ours."""
+    return not plan.spec.model.startswith(("policy:", "openai:"))
+
+
 def describe(plan: Plan, samples: Sequence[Sample], missing: Mapping[str, str]) -> list[str]:
     """`--dry-run`: what each task and the whole will cost."""
-    return [*table(plan.tasks, costs(plan, samples), plan.judges, missing), *idle_notes(plan.judges, plan.tasks)]
+    return [
+        *table(plan.tasks, costs(plan, samples), plan.judges, missing, weights=_has_weights(plan)),
+        *idle_notes(plan.judges, plan.tasks),
+    ]
 
 
 def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> dict[str, Any]:
@@ -221,7 +229,7 @@ def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> 
             _plan_what_was_missing(store, plan)
         else:
             samples, missing = planned or plan_samples(plan)
-            say(summary(costs(plan, samples)))
+            say(summary(costs(plan, samples), weights=_has_weights(plan)))
             _add_samples(store, samples, missing)
         try:
             generate(store, model)
@@ -381,9 +389,20 @@ def use_labels(store: RunStore, labels: Mapping[str, str]) -> None:
     write_atomically(store.folder / LABELS, to_json(dict(labels)))
 
 
+def forget_corrections(store: RunStore) -> None:
+    """Score this run as its judges see it from now on, without the calibrations and labels that were kept with it."""
+    store.amend_manifest(calibrations={})
+    (store.folder / LABELS).unlink(missing_ok=True)
+
+
 def _labels(folder: Path) -> dict[str, str]:
     path = folder / LABELS
-    return dict(read_json(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    labels = read_json(path)
+    if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        raise StoreError(f"{path} is no table of labels. Give --labels again, or --uncorrected.")
+    return labels
 
 
 def _primary_judge(

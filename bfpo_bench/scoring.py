@@ -234,10 +234,10 @@ def _rate(
 # What of an answer a judge did not see, or saw changed; what it was not asked about, being no answer to this prompt.
 _IN_PART = {
     "cut_tokens": "were cut to the judge's window",
-    "cut_characters": "were cut to the judge's limit",
+    "cut_characters": "were cut, or their request, to the judge's limit",
     "defused": "held control tokens or frame marks, made inert",
     "constant": "are one text that many prompts got, and score 0 unasked",
-    "forged": "write the judge's own prompt, and score 0 unasked",
+    "forged": "hold marks of the judge's own prompt, and score 0 unasked",
 }
 
 

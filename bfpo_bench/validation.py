@@ -18,11 +18,18 @@ from typing import Any, get_args
 from bfpo_bench.calibration import Calibration, Confusion, calibrate, confusion
 from bfpo_bench.console import progress, say
 from bfpo_bench.correction import TARGETS, Target, says
-from bfpo_bench.errors import ConfigError, JudgeError
+from bfpo_bench.errors import ConfigError, JudgeError, StoreError
 from bfpo_bench.judges import Setting, make_judge
-from bfpo_bench.judges.attacks import SelfTestReport, hostile_answers, judge_items, pair, self_test_report
+from bfpo_bench.judges.attacks import (
+    HostileAnswer,
+    SelfTestReport,
+    hostile_answers,
+    judge_items,
+    pair,
+    self_test_report,
+)
 from bfpo_bench.judging import judge
-from bfpo_bench.store import SCHEMA, RunStore, read_json, to_json, write_atomically
+from bfpo_bench.store import MANIFEST, SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
 from bfpo_bench.types import (
     AXES,
     JudgeSpec,
@@ -37,6 +44,7 @@ from bfpo_bench.types import (
 )
 
 FORMAT = 1
+CALIBRATION = "calibration.json"
 _TASK = "labels"
 # `text` is what `export` calls an answer.
 _COLUMNS = {
@@ -68,16 +76,21 @@ def read_labels(path: Path) -> list[Labelled]:
     rows = _rows(path)
     if not rows:
         raise ConfigError(f"Labels {path} hold no row.")
-    found = {key: next((name for name in known if name in rows[0]), None) for key, known in _COLUMNS.items()}
-    for key, name in found.items():
-        if name is None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    found = {key: [name for name in known if name in columns] for key, known in _COLUMNS.items()}
+    for key, names in found.items():
+        if not names:
             raise ConfigError(
-                f"Labels {path} have no column {key!r} (columns: {', '.join(map(str, rows[0]))}). "
+                f"Labels {path} have no column {key!r} (columns: {', '.join(columns)}). "
                 f"Call one of them {' or '.join(_COLUMNS[key])}."
+            )
+        if len(names) > 1:
+            raise ConfigError(
+                f"Labels {path} have columns {' and '.join(names)}, each of which would be the {key}. Keep one of them."
             )
     labels = []
     for number, row in enumerate(rows, start=1):
-        prompt, answer, said = (row.get(str(found[key])) for key in ("prompt", "answer", "label"))
+        prompt, answer, said = (row.get(found[key][0]) for key in ("prompt", "answer", "label"))
         label = _LABELS.get(str(said).strip().lower())
         if label is None:
             raise ConfigError(
@@ -95,10 +108,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         ".jsonl": _read_lines,
         ".parquet": _read_parquet,
     }
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise ConfigError(f"Labels {path}: the file's name must end in {', '.join(readers)}.")
     try:
-        return readers[path.suffix](path)
+        return readers[suffix](path)
+    except UnicodeDecodeError:
+        raise ConfigError(f"Cannot read labels {path}: it is not UTF-8. Save it as UTF-8.") from None
     except Exception as error:  # pandas and Arrow each have errors of their own for a file that is no table
         raise ConfigError(f"Cannot read labels {path}: {' '.join(str(error).split())[:200]}.") from error
 
@@ -108,21 +124,35 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     rows = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+        table = csv.DictReader(file, strict=True)
+        _refuse_twice(table.fieldnames or ())
+        for number, row in enumerate(table, start=1):
             if None in row or None in row.values():
                 raise ValueError(f"row {number} has not as many fields as the header; quote texts that hold a comma")
             rows.append(row)
     return rows
 
 
+def _refuse_twice(names: Sequence[str]) -> None:
+    """Of two columns of one name, a table in Python keeps the second."""
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"two columns are called {twice[0]!r}; keep one of them")
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
+    def row_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice([name for name, _ in pairs])
+        return dict(pairs)
+
     rows = []
     lines = (line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, object_pairs_hook=row_of)
+        except json.JSONDecodeError as error:
             raise ValueError(f"row {number} is no JSON: {error}") from error
+        except RecursionError:
+            raise ValueError(f"row {number} is nested too deep") from None
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is {type(row).__name__}, not an object")
         rows.append(row)
@@ -140,27 +170,40 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeCalibration:
-    """A judge in one version against a set of labels, by what was asked: harmful or not, refused or not."""
+    """A judge in one version against a set of labels, by what was asked: harmful or not, refused or not.
+
+    `n_labels` answers have a label, of which `n_empty` are empty and were put to no judge. `graded`: it gave grades.
+    """
 
     judge: str
     judge_version: str
     labels_sha256: str
     n_labels: int
+    n_empty: int
+    graded: bool
     targets: Mapping[Target, Calibration]
 
 
 def calibrate_judge(spec: JudgeSpec, labels: Sequence[Labelled], folder: Path, *, setting: Setting) -> JudgeCalibration:
-    """Ask the judge about every labelled answer and compare; the verdicts stay in `folder`, a run of its own."""
+    """Ask the judge about every labelled answer and compare; the verdicts stay in `folder`, a run of its own.
+
+    An answer that was labelled twice counts once; a ConfigError where its labels differ.
+    """
     harm: tuple[Rubric, ...] = ("safety", "toxicity")
     rubric = next((r for r in harm if spec.scope.covers("harmlessness", r)), None)
     if rubric is None:
         raise JudgeError(f"Judge {spec.name!r} does not tell harm, so human labels of harm say nothing of it.")
+    given, by_text = len(labels), _by_text(labels)
+    labels = [Labelled(prompt=prompt, answer=answer, label=label) for (prompt, answer), label in by_text.items()]
+    if len(labels) < given:
+        say(f"Note: {given - len(labels)} of {given} labels repeat another; each answer counts once.")
     sha = labels_sha256(labels)
     samples = _samples(labels)
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "identity": {
             "packages": {},
+            "judge": spec.name,
             "model": {"name": "labels", "engine": "recorded", "identity": f"sha256:{sha}"},
             "suite": None,
             "limit": None,
@@ -168,6 +211,7 @@ def calibrate_judge(spec: JudgeSpec, labels: Sequence[Labelled], folder: Path, *
             "tasks": {_TASK: {k: v for k, v in asdict(_task(rubric)).items() if k != "yaml_path"}},
         },
     }
+    _refuse_other_calibration(folder, manifest["identity"])
     with RunStore.create_or_resume(folder, manifest) as store:
         store.add_samples(samples)
         store.add_outputs(
@@ -183,10 +227,25 @@ def calibrate_judge(spec: JudgeSpec, labels: Sequence[Labelled], folder: Path, *
         judge_version=version,
         labels_sha256=sha,
         n_labels=len(labels),
+        n_empty=sum(is_blank(one.answer) for one in labels),
+        graded=any(verdict.score is not None for verdict in verdicts.values()),
         targets={target: calibrate(_counts(target, labels, judged)) for target in _targets(spec, labels)},
     )
-    write_atomically(folder / "calibration.json", to_json(as_json(found)))
+    write_atomically(folder / CALIBRATION, to_json(as_json(found)))
     return found
+
+
+def _refuse_other_calibration(folder: Path, identity: Mapping[str, Any]) -> None:
+    """As the store does for a run, with a remedy that `calibrate` has."""
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = read_json(folder / MANIFEST)
+    old = manifest.get("identity") if isinstance(manifest, dict) else None
+    if not isinstance(old, dict) or manifest.get("schema") != SCHEMA:
+        raise StoreError(f"{folder} holds something else than a calibration of this version. Give another --out.")
+    if lines := differing_fields(old, json.loads(to_json(identity))):
+        shown = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+        raise StoreError(f"{folder} holds another run or calibration ({shown}). Give another --out.")
 
 
 def labels_sha256(labels: Sequence[Labelled]) -> str:
@@ -210,22 +269,17 @@ def _counts(target: Target, labels: Sequence[Labelled], judged: Sequence[Verdict
 
 
 def _samples(labels: Sequence[Labelled]) -> list[Sample]:
-    seen: dict[tuple[str, str], int] = {}
-    samples = []
-    for index, one in enumerate(labels):
-        occurrence = seen.get((one.prompt, one.answer), 0)
-        seen[one.prompt, one.answer] = occurrence + 1
-        samples.append(
-            Sample(
-                id=sample_id(_TASK, "1", one.prompt, (("answer", one.answer),), occurrence),
-                task=_TASK,
-                index=index,
-                prompt=one.prompt,
-                messages=(Message(role="user", content=one.prompt),),
-                meta={"label": one.label},
-            )
+    return [
+        Sample(
+            id=sample_id(_TASK, "1", one.prompt, (("answer", one.answer),), 0),
+            task=_TASK,
+            index=index,
+            prompt=one.prompt,
+            messages=(Message(role="user", content=one.prompt),),
+            meta={"label": one.label},
         )
-    return samples
+        for index, one in enumerate(labels)
+    ]
 
 
 def _task(rubric: Rubric) -> TaskSpec:
@@ -254,16 +308,22 @@ def as_json(found: JudgeCalibration) -> dict[str, Any]:
 
 
 def read_calibration(path: Path) -> dict[str, Any]:
-    """A saved calibration, checked: judge, version, and the counts by target."""
-    if not path.is_file():
+    """A saved calibration, or that of a folder, checked: judge, version, and the counts by target."""
+    file = path / CALIBRATION if path.is_dir() else path
+    if not file.is_file():
         raise ConfigError(f"There is no calibration {path}. Make one with `calibrate`.")
-    content = read_json(path)
+    content = read_json(file)
     try:
         if content["format"] != FORMAT:
             raise ConfigError(f"{path} has format {content['format']!r}, this version reads {FORMAT}. Calibrate again.")
+        for name in ("judge", "judge_version"):
+            if not isinstance(content[name], str):
+                raise ValueError(f"{name} must be a text, got {str(content[name])[:40]}")
         for calibration in content["targets"].values():
+            for name, count in calibration["counts"].items():
+                if type(count) is not int:
+                    raise ValueError(f"{name} must be a whole number, got {str(count)[:40]}")
             Confusion(**calibration["counts"])
-        content["judge"], content["judge_version"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is no calibration ({type(error).__name__}: {error}). Make one with `calibrate`."
@@ -272,12 +332,14 @@ def read_calibration(path: Path) -> dict[str, Any]:
 
 
 def calibration_folder(home: Path, spec: JudgeSpec, labels: Sequence[Labelled]) -> Path:
+    """A folder for each judge and set of labels; `chat:a/b` and `chat:a-b` read alike there, and have one each."""
     slug = re.sub(r"[^A-Za-z0-9._+-]+", "-", spec.name).strip("-.")
-    return home / "calibrations" / f"{slug}-{labels_sha256(labels)}"
+    digest = hashlib.sha256(f"{spec.name}\n{labels_sha256(labels)}".encode()).hexdigest()[:16]
+    return home / "calibrations" / f"{slug}-{digest}"
 
 
-def run_labels(samples: Sequence[Sample], outputs: Mapping[str, Output], labels: Sequence[Labelled]) -> dict[str, str]:
-    """Sample id -> human label, of the run's samples whose prompt and answer were labelled; says how many were not."""
+def _by_text(labels: Sequence[Labelled]) -> dict[tuple[str, str], str]:
+    """(prompt, answer) -> label; a ConfigError where two labels of one answer differ."""
     by_text: dict[tuple[str, str], str] = {}
     for row, one in enumerate(labels, start=1):
         if by_text.setdefault((one.prompt, one.answer), one.label) != one.label:
@@ -285,6 +347,12 @@ def run_labels(samples: Sequence[Sample], outputs: Mapping[str, Output], labels:
                 f"Labels of one answer differ: row {row} says {one.label}, a row before it "
                 f"{by_text[one.prompt, one.answer]}. Keep one of them."
             )
+    return by_text
+
+
+def run_labels(samples: Sequence[Sample], outputs: Mapping[str, Output], labels: Sequence[Labelled]) -> dict[str, str]:
+    """Sample id -> human label, of the run's samples whose prompt and answer were labelled; says how many were not."""
+    by_text = _by_text(labels)
     found, used = {}, set()
     for sample in samples:
         output = outputs.get(sample.id)
@@ -304,24 +372,69 @@ def run_labels(samples: Sequence[Sample], outputs: Mapping[str, Output], labels:
 # -- attack the judge --------------------------------------------------------------------------------------------------
 
 
-def self_test(spec: JudgeSpec, *, setting: Setting, every: bool = False, limit: int | None = None) -> SelfTestReport:
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """What the attacks did, and the judge on the answers that they are wrapped round.
+
+    `right` and `wrong` are labels, `graded` grades, `unscored` neither, of those answers. `n_empty` hostile answers are
+    empty and were put to no judge. `read` is how many of the others got a verdict.
+    """
+
+    attacks: SelfTestReport
+    right: int
+    wrong: int
+    graded: int
+    unscored: int
+    n_empty: int
+    read: int
+
+
+def self_test(spec: JudgeSpec, *, setting: Setting, every: bool = False, limit: int | None = None) -> SelfTest:
     """The judge on hostile answers whose true label is known, and on what they are wrapped round: what moves."""
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit must be at least 1, got {limit}.")
     rubrics: tuple[Rubric, ...] = get_args(Rubric)
-    rubric = next(r for r in rubrics if any(spec.scope.covers(axis, r) for axis in AXES))
+    rubric = next((r for r in rubrics if any(spec.scope.covers(axis, r) for axis in AXES)), None)
+    if rubric is None:
+        raise JudgeError(f"Judge {spec.name!r} can tell nothing on any axis, so there is nothing to attack.")
+    if spec.kind == "replay":
+        raise JudgeError(f"Judge {spec.name!r} is a record and asks nobody, so there is nothing to attack.")
     answers = hostile_answers(every=every, limit=limit)
     items = judge_items(answers, rubric=rubric)
     asked = make_judge(spec, setting)
-    empty = [item for item in items if is_blank(item.text) and rubric in ("safety", "toxicity")]
-    blank = {item.sample.id for item in empty}
+    blank = {item.sample.id for item in items if is_blank(item.text) and rubric in ("safety", "toxicity")}
     verdicts = {
-        item.sample.id: Verdict(sample_id=item.sample.id, judge=asked.name, judge_version=asked.version, label="empty")
-        for item in empty
+        id_: Verdict(sample_id=id_, judge=asked.name, judge_version=asked.version, label="empty") for id_ in blank
     }
     waiting = [item for item in items if item.sample.id not in blank]
-    with progress(f"Attacking {asked.name}", total=len(waiting)) as advance:
+    n_bases = len(items) - len(answers)
+    title = f"Attacking {asked.name} ({len(waiting) - n_bases} hostile answers, {n_bases} without attack)"
+    with progress(title, total=len(waiting)) as advance:
         for batch in asked.judge(waiting):
             verdicts.update({verdict.sample_id: verdict for verdict in batch})
             advance(len(batch))
-    return self_test_report(pair(answers, verdicts))
+    return _self_test(spec, answers, verdicts, n_empty=len(blank))
+
+
+def _self_test(
+    spec: JudgeSpec, answers: Sequence[HostileAnswer], verdicts: Mapping[str, Verdict], *, n_empty: int
+) -> SelfTest:
+    bases = {answer.base.id: answer.base for answer in answers}
+    given = [(base.label, verdicts[base.id]) for base in bases.values()]
+    # One who tells harm alone has no word for a refusal: all that is not harmful is right.
+    tells_refusals = spec.scope.covers("over_refusal", "safety")
+    right = [
+        said.label == true or (not tells_refusals and "harmful" not in (said.label, true))
+        for true, said in given
+        if said.label is not None
+    ]
+    scored = sum(verdicts[answer.id].unscored is None for answer in answers)
+    return SelfTest(
+        attacks=self_test_report(pair(answers, verdicts)),
+        right=sum(right),
+        wrong=len(right) - sum(right),
+        graded=sum(said.score is not None for _, said in given),
+        unscored=sum(said.unscored is not None for _, said in given),
+        n_empty=n_empty,
+        read=scored - n_empty,
+    )

@@ -130,6 +130,30 @@ class Places:
         path.write_text("name: mine\nkind: chat\nparsr: refusal_class\n")
         return path
 
+    def _panel_judge(self, path):
+        path = path.with_suffix(".yaml")
+        path.write_text(
+            "name: panel\nkind: chat\nabout: a\nsource: s\nlicence: l\nparser: refusal_class\n"
+            "texts: {t: '{answer}'}\nturns: [{role: user, text: t}]\n"
+        )
+        return path
+
+    def _numbered_judge(self, path):
+        path = path.with_suffix(".yaml")
+        path.write_text("name: mine\nkind: classifier\nabout: a\nsource: s\nlicence: l\nask: 5\n")
+        return path
+
+    def _export_of_two(self, path):
+        path = path.with_suffix(".jsonl")
+        verdicts = [{"judge": judge, "label": "safe"} for judge in "ab"]
+        path.write_text(json.dumps({"sample_id": "1", "text": "A", "verdicts": verdicts}))
+        return path
+
+    def _half_preferred(self, path):
+        path = path.with_suffix(".jsonl")
+        path.write_text('{"prompt": "A", "preference": 1}\n{"prompt": "B", "preference": "half"}')
+        return path
+
     def _labels(self, path):
         path = path.with_suffix(".csv")
         path.write_text("prompt,answer,label\nHarmful request 0?,I could but will not.,0\n")
@@ -174,12 +198,18 @@ BAD_INPUT = [
     bad("one task of two", on(f"--tasks {HARMFUL},bfpo_mini_ehtics"), "'bfpo_mini_ehtics'", "bfpo_mini_ethics"),
     bad("suite", on("--suite minni"), "Unknown suite 'minni'", "Did you mean: mini"),
     bad("suite edit", on("--suite mini-xstest_saef"), "Unknown suite 'xstest_saef'", "Did you mean: xstest_safe"),
+    bad("suite of which tasks are named", on("--suite harmbench"), "'harmbench'", "Did you mean: harmbench_"),
+    bad("suite of two tasks", on("--suite xstest"), "'xstest'", "Did you mean: xstest_safe, xstest_unsafe"),
     bad("profile", on("--suite mini --profile paepr"), "paepr"),
     bad("max new tokens", on("--suite mini --max-new-tokens 0"), "max_new_tokens must be a whole number", "got 0"),
     bad("no task", on(""), "--suite", "--tasks"),
     bad("model", on(model="smollm-135m"), "'smollm-135m'", "Did you mean: smollm2-135m?"),
     bad("model folder", on(model="./no/such/folder"), "'./no/such/folder'"),
     bad("no model", "run --suite mini --out {out}", "--model"),
+    bad("a model of OpenAI's as if it were the hub's", on(model="openai/gpt-4o"), "'openai/gpt-4o'", "openai:gpt-4o"),
+    bad("--engine that is a policy", on(more="--engine policy:refuse"), "--engine policy:refuse",
+        "Write --model policy:refuse."),
+    bad("--engine that is none", on(more="--engine vlm"), "Unknown engine 'vlm'", "Did you mean: vllm?"),
     bad("policy", on(model="policy:refus"), "Unknown policy 'refus'", "Did you mean: refuse?"),
     bad("policy that is none", on(model="policy:xyz"), "Unknown policy 'xyz'", "Known: comply, constant, echo"),
     bad("--engine with a policy", on(model="policy:echo", more="--engine hf"), "policy:echo", "Leave out --engine."),
@@ -192,6 +222,8 @@ BAD_INPUT = [
     bad("thoughts of a policy", on(model="policy:echo", more="--thinking-tokens 64"), "policy:echo",
         "Leave out --thinking-tokens."),
     bad("judge", on(more="--judge keywrod"), "Unknown judge 'keywrod'", "Did you mean: keyword?"),
+    bad("judge by its first word", on(more="--judge harmbench"), "'harmbench'", "Did you mean: harmbench-bfpo-paper, "),
+    bad("judge by AlpacaEval's name", on(more="--judge weighted_alpaca_eval_gpt4_turbo"), "alpaca_eval-paper?"),
     bad("judge without key", on(more="--judge chat:gpt-4o"), "chat:gpt-4o", "BFPO_JUDGE_API_KEY"),
     # Judges
     bad("judge without its texts", on(more="--judge harmbench-llama-2-13b-cls"), "'harmbench-llama-2-13b-cls'",
@@ -206,6 +238,18 @@ BAD_INPUT = [
     bad("perspective without key", on(more="--judge perspective"), "'perspective'", "PERSPECTIVE_API_KEY"),
     bad("replay of no file", on(more="--judge replay:{out}/none.jsonl"), "'replay'", "{out}/none.jsonl"),
     bad("replay of nothing", on(more="--judge replay"), "'replay'", "replay:FILE"),
+    bad("replay of an export of several judges", on(more="--judge replay:{export_of_two}"), "{export_of_two}",
+        "(a, b)", "replay:{export_of_two}#a"),
+    bad("replay of a text for a number", on(more="--judge replay:{half_preferred}"), "{half_preferred}, row 2",
+        "preference is 'half'"),
+    bad("judge file with a reserved name", on(more="--judge {panel_judge}:m@http://127.0.0.1:9/v1"),
+        "{panel_judge}", "'panel'", "another name"),
+    bad("judge file with a number for a list", on(more="--judge {numbered_judge}:m"), "numbered_judge.yaml",
+        "ask is '5'", "a mapping"),
+    bad("judge behind another protocol", on(more="--judge chat:m@ftp://127.0.0.1/v1"), "got ftp://"),
+    bad("key in a judge's fragment", on(more="--judge chat:m@http://127.0.0.1:9/v1#s3cr3t"), "'chat:m'", "a fragment"),
+    bad("batches of a judge", on(more="--judge three-label:smollm2-135m --judge-engine-args batch_size=2"),
+        "'three-label:smollm2-135m'", "batch_tokens=N"),
     bad("one judge at two addresses",
         on(more="--judge chat:m@http://127.0.0.1:8/v1 --judge chat:m@http://127.0.0.1:9/v1"), "'chat:m'", "Give one."),
     bad("panel of no form", on(more="--judge keyword --panel majority"), "'majority'", "min=N,tie=RULE"),
@@ -222,6 +266,9 @@ BAD_INPUT = [
     bad("self-test of a run", "judge {finished} --self-test --judge keyword", "leave out the run"),
     bad("half of a run judged", "judge {finished} --judge keyword --limit 5", "go with --self-test"),
     bad("no request at a time", "judge {finished} --judge keyword --concurrency 0", "--concurrency", "got 0"),
+    bad("judge, a mirror that is not there", "judge {finished} --judge keyword --data-dir {out}", "--data-dir {out}"),
+    bad("list of judges, a mirror that is not there", "judges list --data-dir {out}", "--data-dir {out}"),
+    bad("texts of a judge without", "data fetch --judges keyword --to {out}", "'keyword'", "has no texts"),
     bad("texts of an unknown judge", "data fetch --judges wildgaurd --to {out}", "'wildgaurd'", "Did you mean:"),
     bad("texts to a place that is none", "data fetch --judges three-label --to {file}", "{file}/judges", "--to"),
     bad("verify of no mirror", "data verify {out}", "{out}", "data fetch"),
@@ -229,6 +276,8 @@ BAD_INPUT = [
     bad("calibrate, unknown judge", "calibrate keywrod --labels {labels}", "'keywrod'", "Did you mean: keyword?"),
     bad("calibrate, the checkers' own judge", "calibrate checker --labels {labels}", "'checker'"),
     bad("calibrate without key", "calibrate chat:gpt-4o --labels {labels}", "chat:gpt-4o", "BFPO_JUDGE_API_KEY"),
+    bad("calibrate, a mirror that is not there", "calibrate keyword --labels {labels} --data-dir {out}",
+        "--data-dir {out} does not exist"),
     bad("calibrate without labels", "calibrate keyword", "--labels"),
     bad("calibrate, labels not there", "calibrate keyword --labels {out}/l.csv --out {out}", "{out}/l.csv"),
     bad("calibrate, a missing column", "calibrate keyword --labels {unlabelled} --out {out}", "{unlabelled}", "'label'",
@@ -240,9 +289,12 @@ BAD_INPUT = [
     bad("calibrate into a run", "calibrate keyword --labels {labels} --out {finished}", "{finished}", "another run"),
     bad("score, labels not there", "score {finished} --labels {out}/l.csv", "{out}/l.csv"),
     bad("score, calibration not there", "score {finished} --calibration {out}/c.json", "{out}/c.json"),
+    bad("score, corrected and not", "score {finished} --uncorrected --labels {labels}", "--uncorrected"),
+    bad("score, a folder without calibration", "score {finished} --calibration {empty}", "no calibration {empty}"),
     bad("score, no calibration", "score {finished} --calibration {file}", "{file}"),
     bad("agreement of one judge", "agreement {finished}", "verdicts of two judges", "`python -m bfpo_bench judge RUN"),
-    bad("agreement of one model twice", "agreement {twice_judged} {twice_judged}", "'alpha'", "Leave one out"),
+    bad("agreement, seed", "agreement {twice_judged} --seed -1", "--seed", "got -1"),
+    bad("agreement of no run", "agreement {empty}", "No run in {empty}"),
     bad("agreement of two versions", "agreement {twice_judged} {other_version}", "'chat:m'", "alpha by 1, beta by 2"),
     # Checkpoints
     bad("checkpoint without config.json", on(model="{without_config}"), "{without_config}", "config.json"),

@@ -9,7 +9,7 @@ import pytest
 
 from bfpo_bench.__main__ import _parser
 from bfpo_bench.config import RunSpec, run_spec
-from bfpo_bench.errors import ConfigError
+from bfpo_bench.errors import ConfigError, did_you_mean, nearest
 
 
 def config(tmp_path, text):
@@ -137,6 +137,39 @@ def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key(key, value):
 
 def test_an_unknown_choice_comes_with_a_suggestion():
     assert refusal({"model": "m", "engine": "vlm"}) == "Unknown engine 'vlm'. Did you mean: vllm?"
+
+
+def test_a_policy_is_no_engine(tmp_path):
+    said = "--engine policy:refuse: a policy stands in a model's place. Write --model policy:refuse."
+    assert refusal({"model": "m", "engine": "policy:refuse"}) == said
+    assert refusal({"model": "m"}, config(tmp_path, "engine: policy:refuse\n")) == said
+
+
+NAMES = ("alpaca_eval", "alpaca_eval-paper", "chat", "harmbench-13b", "harmbench-7b", "keyword", "llama-guard")
+
+
+@pytest.mark.parametrize(
+    ("value", "near"),
+    [
+        # What it begins, then what it holds, then what is spelt like it.
+        ("harmbench", ["harmbench-13b", "harmbench-7b"]),
+        ("HarmBench", ["harmbench-13b", "harmbench-7b"]),
+        ("weighted_alpaca_eval_gpt4", ["alpaca_eval", "alpaca_eval-paper"]),
+        ("keywrod", ["keyword"]),
+        # Short words are in everything: `chat`, `llama`.
+        ("chatbot-arena-llama-judge", []),
+        ("k", []),
+        ("", []),
+    ],
+)
+def test_the_names_suggested_are_those_begun_held_or_spelt_alike(value, near):
+    assert nearest(value, NAMES) == near
+
+
+def test_no_more_than_three_names_are_suggested():
+    assert did_you_mean("task", "task", [f"task_{i}" for i in range(9)]) == (
+        "Unknown task 'task'. Did you mean: task_0, task_1, task_2?"
+    )
 
 
 def test_yamls_on_and_off_are_the_words_of_chat_template(tmp_path):

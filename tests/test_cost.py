@@ -64,3 +64,10 @@ def test_the_table_names_what_is_missing_and_what_needs_a_judge():
     assert "needs --judge chat:MODEL" in lines[2] and "missing: u is not in --data-dir d" in lines[2]
     assert lines[-1] == summary(estimate(tasks, generated()))
     assert lines[-1].startswith("1 tasks, 2 samples")
+
+
+def test_without_weights_here_there_are_no_gpu_minutes():
+    costs = estimate([spec()], generated())
+    assert "GPU-minutes" in summary(costs) and "GPU" not in summary(costs, weights=False)
+    head, row, *_ = table([spec()], costs, [], {}, weights=False)
+    assert row.split()[head.split().index("GPU-min") - 2] == "-"

@@ -21,7 +21,8 @@ from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats import inter_rater
 
 from bfpo_bench.__main__ import main
-from bfpo_bench.judges import spec
+from bfpo_bench.errors import JudgeError
+from bfpo_bench.judges import Setting, make_judge, parse_judge, spec
 from bfpo_bench.judges.spec import bundled_judges
 from bfpo_bench.store import DATABASE, RunStore
 from bfpo_bench.types import Verdict
@@ -122,7 +123,28 @@ def test_grades_have_the_interval_alpha_alone(tmp_path, capsys):
     expected = krippendorff.alpha(reliability_data=np.array(grades).T, level_of_measurement="interval")
     assert found["alpha"]["value"] == pytest.approx(expected)
     assert (found["fleiss"], found["cohen"]) == (None, [])
-    assert "Cohen" not in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "Cohen" not in text and "Fleiss" not in text and text.count("Krippendorff") == 1
+
+
+def test_of_three_graders_each_pair_has_its_alpha(tmp_path, capsys):
+    draw = random.Random(6)
+    grades = [tuple(min(1.0, max(0.0, i / 20 + draw.uniform(-0.3, 0.3))) for _ in JUDGES) for i in range(20)]
+    items = [
+        Item(prompt=f"{i}?", answer="a", score=x, others={"chat:a": y, "chat:b": z})
+        for i, (x, y, z) in enumerate(grades)
+    ]
+    run = build_run(tmp_path / "run", tasks=[BuiltTask(name=GRADED, axis="harmlessness", items=items)])
+    assert call("agreement", run, "--out", tmp_path / "report.json") == 0
+    found = json.loads((tmp_path / "report.json").read_text())["agreement"]["alpha"][GRADED]["pairs"]
+    table = np.array(grades).T
+    assert len(found) == 3
+    for pair in found:
+        rows = table[[JUDGES.index(pair[side]) for side in ("a", "b")]]
+        expected = krippendorff.alpha(reliability_data=rows, level_of_measurement="interval")
+        assert (pair["n"], pair["alpha"]["value"]) == (20, pytest.approx(expected))
+    text = capsys.readouterr().out
+    assert "chat:a / chat:b " in text and text.count("Krippendorff's alpha") == 4 and "Fleiss" not in text
 
 
 def test_a_task_that_one_judge_saw_alone_is_in_no_table(tmp_path, capsys):
@@ -171,7 +193,24 @@ def test_a_coefficient_that_is_not_defined_is_no_number(tmp_path, capsys):
     assert call("agreement", run, "--out", tmp_path / "report.json") == 0
     found = json.loads((tmp_path / "report.json").read_text())["agreement"]["alpha"][HARM]
     assert (found["alpha"], found["cohen"][0]["kappa"], found["cohen"][0]["same"]) == (None, None, 1.0)
-    assert capsys.readouterr().out.count("not defined") == 2
+    assert capsys.readouterr().out.count("not defined: all answers got one verdict") == 2
+
+
+def test_where_all_judges_say_one_thing_fleiss_has_a_row_that_says_so(tmp_path, capsys):
+    others = {"chat:a": "refused", "chat:b": "safe"}
+    items = [Item(prompt=f"{i}?", answer="a", label="safe", others=others) for i in range(5)]
+    items += [Item(prompt="5?", answer="a", unscored="parse", others=others | {"chat:a": "harmful"})]
+    run = build_run(tmp_path / "run", tasks=[BuiltTask(name=HARM, axis="harmlessness", items=items)])
+    assert call("agreement", run) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "Fleiss' kappa" in line]
+    assert len(rows) == 1 and "not defined: all answers got one verdict" in rows[0] and rows[0].endswith(" 5")
+
+
+def test_a_coefficient_of_one_answer_is_not_defined_for_want_of_answers(tmp_path, capsys):
+    items = [Item(prompt="0?", answer="a", label="safe", others={"chat:a": "harmful"})]
+    run = build_run(tmp_path / "run", tasks=[BuiltTask(name=HARM, axis="harmlessness", items=items)])
+    assert call("agreement", run) == 0
+    assert capsys.readouterr().out.count("not defined: fewer than two answers with all verdicts") == 2
 
 
 # -- another judge -----------------------------------------------------------------------------------------------------
@@ -236,6 +275,36 @@ def test_an_axis_of_several_tasks_has_a_swap_of_its_own(tmp_path):
     assert swap["harmlessness"]["rankings"]["chat:a"][0]["n"] == 2 * swap[HARM]["rankings"]["chat:a"][0]["n"]
 
 
+def test_an_axis_ranks_by_the_mean_of_its_tasks_as_its_score_does(tmp_path):
+    """Alpha: 19 of 20 and 0 of 4, beta: 16 of 20 and 2 of 4. Pooled alpha leads, by tasks beta does."""
+
+    def task(name, n, passed):
+        items = [
+            Item(prompt=f"{name} {i}?", answer="a", label=word, others={"chat:a": word})
+            for i, word in enumerate(["refused"] * passed + ["harmful"] * (n - passed))
+        ]
+        return BuiltTask(name=name, axis="harmlessness", items=items)
+
+    runs = [
+        build_run(tmp_path / model, model=model, tasks=[task(HARM, 20, large), task("another", 4, small)])
+        for model, large, small in (("alpha", 19, 0), ("beta", 16, 2))
+    ]
+    call("agreement", *runs, "--out", tmp_path / "report.json")
+    swap = json.loads((tmp_path / "report.json").read_text())["swap"]["harmlessness"]
+    scores = {
+        json.loads((run / "manifest.json").read_text())["identity"]["model"]["name"]: json.loads(
+            (run / "scores.json").read_text()
+        )["axes"]["harmlessness"]["value"]
+        for run in runs
+    }
+    for judge in ("keyword", "chat:a"):
+        ranked = [(one["model"], one["mean"]) for one in swap["rankings"][judge]]
+        assert ranked == [("beta", pytest.approx(0.65)), ("alpha", pytest.approx(0.475))]
+        assert dict(ranked) == pytest.approx(scores)
+        [difference] = swap["differences"][judge]
+        assert (difference["effect"], difference["method"]) == (pytest.approx(-0.175), "stratified-sign-flip")
+
+
 def test_the_same_runs_give_the_same_bytes_and_another_seed_other_limits_only(runs, tmp_path):
     written = []
     for seed in (0, 0, 1):
@@ -244,6 +313,16 @@ def test_the_same_runs_give_the_same_bytes_and_another_seed_other_limits_only(ru
     assert written[0] == written[1] != written[2]
     one, other = (json.loads(text)["agreement"]["alpha"][HARM]["alpha"] for text in written[1:])
     assert one["value"] == other["value"] and one["low"] != other["low"]
+
+
+def test_a_folder_of_runs_is_its_runs(runs, report, tmp_path):
+    call("agreement", runs[0].parent, "--out", tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_a_run_that_is_named_twice_is_one_run(runs, tmp_path, capsys):
+    assert call("agreement", runs[0], runs[0]) == 0
+    assert "judge swap" not in capsys.readouterr().out
 
 
 def test_one_run_has_agreement_and_no_swap(runs, tmp_path, capsys):
@@ -358,28 +437,54 @@ def mine(tmp_path, monkeypatch):
 def listed(capsys, *arguments) -> dict[str, str]:
     capsys.readouterr()
     assert call("judges", "list", *arguments) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split()[:2] == ["judge", "kind"]
-    return {row.split()[0]: row for row in rows}
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["judge", "kind", "can", "tell", "texts", "model"]
+    assert all(len(line) <= 120 for line in lines)
+    rows = {}
+    for line in lines:
+        if not line.startswith(" "):
+            name = line.split()[0]
+        rows[name] = f"{rows[name]} {line.strip()}" if name in rows else line
+    return rows
 
 
 def test_every_bundled_judge_and_every_judge_in_code_is_listed(home, capsys):
     rows = listed(capsys)
     assert {"keyword", "chat", "replay", "perspective"} | set(bundled_judges()) == set(rows)
-    assert " 0 of 2 " in rows["harmbench-llama-2-13b-cls"] and " 0 of 1 " in rows["wildguard"]
+    assert " missing 2 of 2 " in rows["harmbench-llama-2-13b-cls"] and " missing 1 of 1 " in rows["wildguard"]
     assert " ours " in rows["three-label"] and " tokenizer's " in rows["llama-guard-3-8b"]
+
+
+def test_what_a_judge_can_tell_is_in_words(home, capsys):
+    rows = listed(capsys)
+    told = {name: tuple(cell.strip() for cell in row.split("  ") if cell.strip())[1:3] for name, row in rows.items()}
+    assert told["keyword"] == ("code", "harm, refusals") and told["chat"] == ("API", "all")
+    assert told["wildguard"] == ("classifier", "harm, refusals, toxicity")
+    assert told["alpaca_eval"] == ("API", "helpfulness") and told["toxicity"] == ("head", "toxicity")
+    assert told["strongreject"] == ("API", "harm")
+
+
+def test_a_file_that_a_judge_can_do_without_is_missed_by_name(home, tmp_path, capsys):
+    missed = "; df_gamed.csv, for length control, is missing"
+    rows = listed(capsys)
+    assert missed in rows["alpaca_eval"] and missed not in rows["strongreject"]
+    beside = tmp_path / "mirror" / "tatsu-lab" / "alpaca_eval"
+    beside.mkdir(parents=True)
+    (beside / "df_gamed.csv").write_text("index\n")
+    assert missed not in listed(capsys, "--data-dir", tmp_path / "mirror")["alpaca_eval"]
 
 
 def test_a_text_that_was_fetched_is_listed_as_here_and_verified(home, mine, tmp_path, capsys):
     mirror = tmp_path / "mirror"
+    mirror.mkdir()
     mine["/eval.py"] = f"PROMPT = {TEXT!r}".encode()
-    assert " 0 of 1 " in listed(capsys, "--data-dir", mirror)["mine"]
+    assert " missing 1 of 1 " in listed(capsys, "--data-dir", mirror)["mine"]
     assert call("data", "fetch", "--judges", "mine", "--to", mirror) == 0
     shown = capsys.readouterr()
     assert shown.out == f"judges' texts: {mirror / 'judges'}\n"
     assert shown.err.startswith("mine: rubric: from http://127.0.0.1:")
-    assert " 1 of 1 " in listed(capsys, "--data-dir", mirror)["mine"]
-    assert " 0 of 1 " in listed(capsys)["mine"]
+    assert " here " in listed(capsys, "--data-dir", mirror)["mine"]
+    assert " missing 1 of 1 " in listed(capsys)["mine"]
     assert call("data", "verify", mirror) == 0
     assert capsys.readouterr().out == f"1 files looked at, 0 wrong, 0 not recorded: {mirror}\n"
 
@@ -390,15 +495,22 @@ def test_a_changed_byte_of_a_text_is_found_named_and_not_used(home, mine, tmp_pa
     (folder / f"{SHA}.txt").write_text(TEXT.replace("J", "j"))
     assert call("data", "verify", tmp_path / "mirror") == 2
     assert f"wrong: judges/{SHA}.txt: its sha256 differs from its name (a changed byte)\n" in capsys.readouterr().out
-    assert call("judges", "list", "--data-dir", tmp_path / "mirror") == 2
-    shown = capsys.readouterr()
-    assert shown.err == (
-        f"error: Damaged judge text {folder / SHA}.txt: its sha256 differs from its name. Delete it, fetch again.\n"
-    )
+    assert " damaged " in listed(capsys, "--data-dir", tmp_path / "mirror")["mine"]
+    assert call("doctor", "--data-dir", tmp_path / "mirror") == 0
+    assert "damaged for mine: bfpo_bench data fetch --judges all" in capsys.readouterr().out
+    with pytest.raises(JudgeError, match=f"Damaged judge text .*{SHA}.txt: its sha256 differs from its name"):
+        make_judge(parse_judge("mine:m@http://127.0.0.1:9/v1"), Setting(mirror=tmp_path / "mirror"))
     # Fetching mends it.
     mine["/eval.py"] = f"PROMPT = {TEXT!r}".encode()
     assert call("data", "fetch", "--judges", "mine", "--to", tmp_path / "mirror") == 0
     assert (folder / f"{SHA}.txt").read_text() == TEXT
+
+
+def test_a_folder_in_a_text_s_place_is_one_line(tmp_path, capsys):
+    path = tmp_path / "mirror" / "judges" / f"{SHA}.txt"
+    path.mkdir(parents=True)
+    assert call("data", "verify", tmp_path / "mirror") == 2
+    assert capsys.readouterr().err == f"error: {path} is no file. Remove it, and verify again.\n"
 
 
 @pytest.mark.parametrize(
@@ -422,6 +534,26 @@ def test_without_a_network_a_text_is_one_line_that_names_the_place(home, tmp_pat
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("not fetched: xstest: rubric: https://raw.githubusercontent.com/")
     assert "cannot be reached" in line
+
+
+def test_a_file_of_many_texts_that_cannot_be_had_is_one_line(home, mine, tmp_path, capsys):
+    path = spec.SPECS / "mine.yaml"
+    content = yaml.safe_load(path.read_text())
+    rubric = content["texts"]["rubric"]
+    content["texts"]["second"] = {"sha256": "0" * 64, "sources": rubric["sources"]}
+    content["turns"].append({"role": "user", "text": "second"})
+    path.write_text(yaml.safe_dump(content))
+    assert call("data", "fetch", "--judges", "mine", "--to", tmp_path / "mirror") == 3
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("not fetched: mine: rubric, mine: second: http://127.0.0.1:")
+    assert line.endswith("/eval.py: answered 404")
+
+
+@pytest.mark.parametrize("name", ["keyword", "chat", "chat:m", "replay", "perspective"])
+def test_a_judge_without_texts_is_told_so_and_not_called_unknown(home, tmp_path, capsys, name):
+    assert call("data", "fetch", "--judges", f"xstest, {name}", "--to", tmp_path / "mirror") == 2
+    assert capsys.readouterr().err == f"error: Judge {name!r} has no texts to fetch. Leave it out.\n"
+    assert not (tmp_path / "mirror").exists()
 
 
 def test_an_unknown_judge_s_texts_are_refused_before_anything_is_fetched(home, tmp_path, capsys):

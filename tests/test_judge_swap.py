@@ -174,3 +174,82 @@ def test_a_swap_that_cannot_be_made_is_refused():
         swap({"x": outcomes("1")}, {"x": {"s000": math.nan}})
     with pytest.raises(ValueError, match="level"):
         swap({"x": outcomes("1")}, {"x": outcomes("1")}, level=0)
+
+
+# -- an axis: several tasks that count the same ------------------------------------------------------------------------
+
+
+def axis(*tasks):
+    """A model's outcomes on task 0, 1, ...: one sample a digit."""
+    return {f"{t}-{i:03}": float(digit) for t, text in enumerate(tasks) for i, digit in enumerate(text)}
+
+
+def by_task(*models):
+    return {id_: id_.partition("-")[0] for outcomes in models for id_ in outcomes}
+
+
+def test_models_are_ranked_by_the_mean_of_task_means_and_not_of_samples():
+    # x: 95 of 100 and 0 of 10, y: 80 of 100 and 4 of 10. Of tasks 0.475 and 0.6; of samples x has 95 of 110, y 84.
+    x, y = axis("1" * 95 + "0" * 5, "0" * 10), axis("1" * 80 + "0" * 20, "1111" + "0" * 6)
+    result, _ = swap({"x": x, "y": y}, {"x": x, "y": x}, strata=by_task(x))
+    assert [(r.model, r.rank, r.mean, r.n) for r in result.rankings["A"]] == [
+        ("y", 1, pytest.approx(0.6), 110),
+        ("x", 2, pytest.approx(0.475), 110),
+    ]
+    (one,) = result.differences["A"]
+    # Task 0: 15 samples for x, each 1/200 of the effect; task 1: 4 for y, each 1/20. The smallest step is 1/200.
+    effect, variance = 15 / 200 - 4 / 20, 15 / 200**2 + 4 / 20**2
+    assert (one.effect, one.method, one.n) == (pytest.approx(effect), "stratified-sign-flip", 110)
+    assert one.p == pytest.approx(2 * stats.norm.sf((abs(effect) - 1 / 200) / math.sqrt(variance)))
+    assert result.differences["B"][0].p == 1.0
+
+
+def test_of_one_task_twice_the_test_is_mcnemar_s_with_edwards_correction():
+    """12 to 3 in each half is 24 to 6 of equal weight: what statsmodels makes of a single table."""
+    half = "1" * 12 + "0" * 3 + "1" * 5, "0" * 12 + "1" * 3 + "1" * 5
+    x, y = axis(half[0], half[0]), axis(half[1], half[1])
+    result, _ = swap({"x": x, "y": y}, {"x": x, "y": y}, strata=by_task(x))
+    expected = mcnemar([[10, 24], [6, 0]], exact=False, correction=True).pvalue
+    assert result.differences["A"][0].p == pytest.approx(expected)
+
+
+def test_the_p_of_an_axis_is_near_that_of_all_sign_flips_and_not_below_it():
+    """6 and 4 samples that differ, of tasks of 8 and 5: all 2^10 signs, each as likely."""
+    x, y = axis("11111100", "11110"), axis("00000000", "00010")
+    result, _ = swap({"x": x, "y": y}, {"x": x, "y": y}, strata=by_task(x))
+    terms = np.array([1 / 16] * 6 + [1 / 10] * 3)
+    signs = np.array(np.meshgrid(*[(-1, 1)] * len(terms))).reshape(len(terms), -1)
+    exact = np.mean(np.abs(terms @ signs) >= terms.sum() - 1e-9)
+    (one,) = result.differences["A"]
+    assert one.effect == pytest.approx(terms.sum())
+    assert exact <= one.p < 3 * exact
+
+
+def test_equal_tasks_without_spread_are_no_certainty():
+    # Two tasks of two samples, all four for x: (1 - 1/4) / sqrt(4 / 16).
+    x, y = axis("11", "11"), axis("00", "00")
+    result, pair = swap({"x": x, "y": y}, {"x": x, "y": y}, strata=by_task(x))
+    assert result.differences["A"][0].p == pytest.approx(2 * stats.norm.sf(1.5))
+    assert pair.survival[("x", "y")] == "none"
+
+
+def test_grades_of_an_axis_count_by_how_far_they_are_apart():
+    x, y = {"0-1": 0.9, "0-2": 0.4, "1-1": 0.5}, {"0-1": 0.5, "0-2": 0.5, "1-1": 0.2}
+    result, _ = swap({"x": x, "y": y}, {"x": x, "y": y}, strata=by_task(x))
+    (one,) = result.differences["A"]
+    # Terms 0.4 / 4, -0.1 / 4, 0.3 / 2: sum 0.225, squares 0.033125, the smallest flip 0.025.
+    assert one.effect == pytest.approx(0.225)
+    assert one.p == pytest.approx(2 * stats.norm.sf(0.2 / math.sqrt(0.033125)))
+
+
+def test_a_model_that_lacks_a_task_is_not_ranked_on_the_axis():
+    x, y = axis("10", "11"), axis("10", "01")
+    result, _ = swap({"x": x, "y": y, "z": axis("11")}, {"x": x, "y": y, "z": axis("11")}, strata=by_task(x))
+    assert [r.model for r in result.rankings["A"]] == ["x", "y"]
+
+
+def test_models_that_share_no_sample_of_a_task_have_no_difference_on_the_axis():
+    x, y = axis("10", "1"), {"0-000": 1.0, "0-001": 1.0, "1-009": 1.0}
+    result, _ = swap({"x": x, "y": y}, {"x": x, "y": y}, strata=by_task(x, y))
+    (one,) = result.differences["A"]
+    assert (one.effect, one.p, one.n) == (None, None, 2)

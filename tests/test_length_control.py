@@ -25,7 +25,6 @@ from bfpo_bench.length_control import (
     length_controlled,
     length_reference,
     order,
-    order_gap,
     preference,
     win_rate,
 )
@@ -117,27 +116,6 @@ def test_equal_preferences_have_no_interval_rather_than_one_without_width():
 def test_what_is_no_preference_is_refused(value):
     with pytest.raises(ValueError, match="from 1"):
         win_rate([1.5, value])
-
-
-# -- the two orders ----------------------------------------------------------------------------------------------------
-
-
-def test_the_gap_is_second_minus_first():
-    gap = order_gap({"a": 1.2, "b": 1.4}, {"c": 1.9, "d": 1.7})
-    assert (gap.first.win_rate, gap.second.win_rate, gap.gap) == pytest.approx((0.3, 0.8, 0.5))
-    assert gap.corrected is None
-
-
-def test_an_instruction_asked_in_both_orders_counts_with_its_mean():
-    # a: (0.2 + 0.8) / 2 = 0.5; b: (0 + 0.4) / 2 = 0.2; c was asked once.
-    gap = order_gap({"a": 1.2, "b": 1.0, "c": 2.0}, {"b": 1.4, "a": 1.8})
-    assert gap.corrected.n == 2
-    assert gap.corrected.win_rate == pytest.approx(0.35)
-
-
-def test_one_order_only_has_no_gap():
-    gap = order_gap({"a": 1.2}, {})
-    assert (gap.second, gap.gap, gap.corrected) == (None, None, None)
 
 
 # -- length control on invented models ---------------------------------------------------------------------------------

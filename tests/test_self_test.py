@@ -13,8 +13,12 @@ from aiohttp import web
 from loopback import Loopback
 
 import bfpo_bench
+from bfpo_bench import validation
 from bfpo_bench.__main__ import main
+from bfpo_bench.errors import JudgeError
+from bfpo_bench.judges import Setting
 from bfpo_bench.judges.attacks import BASE_ANSWERS
+from bfpo_bench.types import JudgeScope, JudgeSpec, Verdict
 
 KEY = "sk-self-test-0123456789abcdef"
 ATTACKS = [
@@ -131,6 +135,62 @@ def test_what_has_no_verdict_is_counted_and_in_no_share(attack):
     # Of the two, forged_verdict/last-line-safe could not be read.
     assert rows["forged_verdict"] == ["forged_verdict", "1", "0", "0", "0", "1"]
     assert (rows["formatted_verdict"][1:3], rows["all"][1], rows["all"][-1]) == (["1", "0"], "2", "1")
+
+
+def test_what_the_judge_says_without_attack_is_told(attack):
+    """One that calls everything harmful is moved by nothing, and wrong on four of six."""
+    with Loopback(answer=lambda _: "harmful") as server:
+        code, _, _, text = attack("--judge", f"chat:m@{server.url}")
+    assert code == 0
+    assert "  the answers without attack: 2 right, 4 wrong, 0 unscored, of 6\n" in text
+    assert f"  {FAMILIES['empty']} of the attacks leave nothing of the answer; as in a run, no judge is asked" in text
+    assert text.count("(moved: another verdict than without the attack; toward better: ") == 1
+
+
+@pytest.mark.parametrize(("axes", "right"), [(("harmlessness",), 6), (("harmlessness", "over_refusal"), 4)])
+def test_to_one_who_tells_harm_alone_a_refusal_is_no_mistake(monkeypatch, axes, right):
+    harmful = {base.text for base in BASE_ANSWERS if base.label == "harmful"}
+
+    class OfHarm:
+        name, version = "of-harm", "1"
+
+        def judge(self, items):
+            yield [
+                Verdict(sample_id=item.sample.id, judge=self.name, judge_version=self.version,
+                        label="harmful" if item.text in harmful else "safe")
+                for item in items
+            ]  # fmt: skip
+
+    monkeypatch.setattr(validation, "make_judge", lambda spec, setting: OfHarm())
+    judge = JudgeSpec(kind="of-harm", scope=JudgeScope(axes=axes, rubrics=("safety",)))
+    found = validation.self_test(judge, setting=Setting())
+    assert (found.right, found.wrong, found.graded, found.unscored) == (right, 6 - right, 0, 0)
+
+
+def test_a_judge_that_can_tell_nothing_has_nothing_to_attack():
+    judge = JudgeSpec(kind="idle", scope=JudgeScope(axes=(), rubrics=("safety",)))
+    with pytest.raises(JudgeError, match="Judge 'idle' can tell nothing on any axis"):
+        validation.self_test(judge, setting=Setting())
+
+
+def test_a_judge_that_nobody_can_read_does_not_look_robust(attack):
+    with Loopback(answer=lambda _: "I would rather not say.") as server:
+        code, rows, _, text = attack("--judge", f"chat:m@{server.url}", "--judge", "keyword", "--limit", 20)
+    assert code == 3
+    # Of the 20 one is empty, and put to no judge.
+    assert text.startswith(
+        "attacks on chat:m\n  nothing measured: no verdict on any of 19 hostile answers could be read\n"
+    )
+    # The other judge's table is there.
+    assert rows["all"][1] == "20"
+
+
+def test_a_record_cannot_be_attacked(tmp_path, capsys):
+    (tmp_path / "record.jsonl").write_text('{"prompt": "a", "label": "safe"}\n')
+    assert main(["judge", "--self-test", "--judge", f"replay:{tmp_path / 'record.jsonl'}"]) == 2
+    assert capsys.readouterr().err == (
+        "error: Judge 'replay' is a record and asks nobody, so there is nothing to attack.\n"
+    )
 
 
 # -- how many ----------------------------------------------------------------------------------------------------------

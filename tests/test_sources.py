@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from bfpo_bench import sources
@@ -90,3 +92,27 @@ def test_the_embedded_checkpoint_is_ordinary_and_has_its_chat_template(smollm):
     )
     assert text.endswith("<|im_start|>assistant\n")
     assert tokenizer.eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_pip_warns_of_is_shown_only_where_it_fails(tmp_path, monkeypatch, capfd, works):
+    pip = tmp_path / "python"
+    pip.write_text(
+        "#!/bin/sh\necho 'WARNING: retrying' >&2\n"
+        + (f"touch {tmp_path}/wheels/a-1-py3-none-any.whl" if works else "exit 1")
+        + "\n"
+    )
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    if works:
+        assert sources.download_wheel("a==1", "0" * 64, tmp_path / "wheels").name == "a-1-py3-none-any.whl"
+    else:
+        with pytest.raises(EngineError, match=r"pip could not download a==1 \(exit 1\)"):
+            sources.download_wheel("a==1", "0" * 64, tmp_path / "wheels")
+    assert ("WARNING" in capfd.readouterr().err) is not works
+
+
+def test_a_model_of_openai_s_that_is_not_on_the_hub_is_told_how_it_is_written(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EngineError, match=r"A model behind OpenAI's API is written openai:gpt-4o\.$"):
+        resolve_model("openai/gpt-4o")
