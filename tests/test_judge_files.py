@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import textwrap
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -389,6 +390,16 @@ def test_the_list_of_judges_has_a_row_each_with_what_is_here():
     assert rows["three-label"].texts == "ours"
     assert rows["llama-guard-3-8b"].texts == "tokenizer's"
     assert rows["wildguard"].texts in ("here", "missing 1 of 1")
+
+
+def test_the_documented_judge_of_one_s_own_is_a_judge_file(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "judges.md").read_text()
+    example = text[text.index("    name: my-guard") :].split("\n\n`--judge", 1)[0]
+    path = tmp_path / "my-guard.yaml"
+    path.write_text(textwrap.dedent(example))
+    judge = load_judge(str(path))
+    assert (judge.name, judge.kind, judge.model) == ("my-guard", "classifier", "owner/my-guard")
+    assert parse_judge(f"{path}:./checkpoint").weights == "./checkpoint"
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------
