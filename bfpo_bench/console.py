@@ -90,6 +90,9 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     # A log has no width of its own.
     console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH, highlight=False, markup=False)
     console.print(_score_table(scores, width=console.width))
+    if panel := scores.get("panel"):
+        show(f"panel: {', '.join(panel['judges'])}; {panel['rule']}")
+        show("")
     if scores["paper"] is not None:
         console.print(_paper_table(scores["paper"]))
     for line in (*_further(scores["tasks"]), *_corrected(scores["tasks"]), *_preferences(scores["tasks"])):

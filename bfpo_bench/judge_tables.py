@@ -94,12 +94,19 @@ def print_judge_report(report: Mapping[str, Any]) -> None:
         )
         for pair in swap["pairs"]:
             tau = "not defined" if pair["tau"] is None else f"{pair['tau']:.2f}"
-            flipped = ", ".join(" / ".join(models) for models in pair["flipped"]) or "none"
+            told = {fate: [one["models"] for one in pair["survival"] if one["fate"] == fate] for fate in _FATES}
+            told["change order"] = pair["flipped"]
+            named = {what: ", ".join(" / ".join(models) for models in found) for what, found in told.items() if found}
+            which = "".join(f"; {what}: {models}" for what, models in named.items())
             show(
                 f"  {pair['a']} -> {pair['b']}: {pair['n_survive']} of {pair['n_significant']} significant differences "
-                f"survive; Kendall's tau {tau}; pairs that change order: {flipped}"
+                f"survive; Kendall's tau {tau}{which}"
             )
         show("")
+
+
+# What becomes of a difference that is significant under one judge, where it does not survive under another.
+_FATES = ("lost", "reversed", "gained")
 
 
 def _agreement_rows(task: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -255,10 +255,10 @@ def test_a_ranking_that_another_judge_turns_round_is_told(tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"judge swap: {HARM}\n" in text
     assert (
-        "  keyword -> chat:a: 0 of 1 significant differences survive; Kendall's tau -1.00; pairs that change order: "
-        "alpha / beta\n"
+        "  keyword -> chat:a: 0 of 1 significant differences survive; Kendall's tau -1.00; reversed: alpha / beta; "
+        "change order: alpha / beta\n"
     ) in text
-    assert "  keyword -> chat:b: 1 of 1 significant differences survive; Kendall's tau 1.00; " in text
+    assert "  keyword -> chat:b: 1 of 1 significant differences survive; Kendall's tau 1.00\n" in text
     assert "1. alpha (0.900, n 20), 2. beta (0.150, n 20)" in text
 
 

@@ -17,6 +17,7 @@ from loopback import Loopback
 from run_builder import BuiltTask, Item, build_run, harmful_task
 from test_classifier_judge import FILE
 
+from bfpo_bench.console import print_scores
 from bfpo_bench.errors import JudgeError
 from bfpo_bench.judges import Setting
 from bfpo_bench.judging import check_panel, chosen_judges, judge
@@ -156,7 +157,7 @@ def test_a_panel_needs_as_many_judges_as_votes():
         check_panel("min=1,tie=fail", ["a"])
 
 
-def test_a_panel_is_of_the_judges_named_with_it_and_of_no_earlier_one(tmp_path):
+def test_a_panel_is_of_the_judges_named_with_it_and_of_no_earlier_one(tmp_path, capsys):
     folder = two_tasks(tmp_path / "run", n=2)
     harm, refusal = rubric(tmp_path, "harm"), rubric(tmp_path, "refusal", text="Second: {request} / {answer}")
     with (
@@ -172,6 +173,8 @@ def test_a_panel_is_of_the_judges_named_with_it_and_of_no_earlier_one(tmp_path):
     assert (task["score"]["value"], verdict.metrics["n_asked"]) == (1.0, 2)
     assert scores["panel"] == {"rule": "min=2,tie=fail", "judges": ["refusal:a", "refusal:b"]}
     assert scores["judge"] == "keyword, panel (refusal:a, refusal:b)"
+    print_scores(scores)
+    assert "panel: refusal:a, refusal:b; min=2,tie=fail\n" in capsys.readouterr().out
     assert set(task["other_judges"]) == {"refusal:a", "refusal:b", "harm:early", "keyword"}
 
 

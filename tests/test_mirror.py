@@ -689,7 +689,7 @@ def test_a_pinned_revision_goes_before_main():
     ("name", "body", "rows", "columns"),
     [
         ("a.jsonl", b'{"a": 1}\n{"a": 2, "b": "x"}\n\n', 2, ("a", "b")),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n'), 1, ("a",)),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0), 1, ("a",)),
         ("a.json", b'[{"a": 1},\n {"a": 2}]\n', 2, ("a",)),
         ("a.json", b'[{"a": 1}, {"a": 2}]', 2, ("a",)),
         ("a.json", b'{\n "a": [1, 2]\n}\n', None, None),
@@ -709,7 +709,7 @@ def test_rows_and_columns_of_each_kind_of_table(tmp_path, name, body, rows, colu
     ("name", "body"),
     [
         ("a.jsonl", b'{"a": 1}\n{"a": '),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 100)[:-20]),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 100, mtime=0)[:-20]),
         ("a.csv", b"a\n\xff\n"),
         ("a.parquet", b"PAR1"),
         ("a.parquet", b""),
