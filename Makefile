@@ -10,9 +10,9 @@ demo: setup
 	$(BIN)/python -m bfpo_bench run --model smollm2-135m --suite mini
 	$(BIN)/python -m bfpo_bench leaderboard runs --out site
 
-# Two at a time, and those of vLLM one after another, beside all others.
+# Two at a time, and those of vLLM one after another (tests/conftest.py), beside all others.
 test: setup texts
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 setup: $(VENV)/.installed model
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,13 +48,30 @@ def pytest_collection_modifyitems(config, items):
         "browser": None if CHROMIUM else "Chromium is not installed: apt install chromium",
         "shared": None if shared_folder().is_dir() else f"no public data at {shared_folder()}: set BFPO_SHARED",
     }
-    # For `pytest -n 2 --dist loadgroup`: a file's tests share its fixtures, and two vLLMs would share a CPU's cores.
-    with_vllm = {item.path for item in items if item.get_closest_marker("vllm")}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("vllm" if item.path in with_vllm else item.path.stem))
         for marker, reason in absent.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `pytest -n 2` a file's tests, which share its fixtures, run in one process, and all of vLLM's in one.
+
+    Two vLLMs at once would share one core of a CPU. Not by marks (`--dist loadgroup`): pytest-xdist 3.8 writes a test's
+    group into a node id that pytest 9.2 does not read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def scope(path):
+        return "vllm" if "mark.vllm" in (ROOT / path).read_text() else path
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return scope(nodeid.partition("::")[0])
+
+    return ByFile(config, log)
 
 
 def shared_folder() -> Path:
