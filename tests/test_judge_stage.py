@@ -208,9 +208,9 @@ def test_a_panel_that_could_not_decide_is_refused_before_anybody_is_asked(tmp_pa
 
 def test_a_judge_that_cannot_be_asked_leaves_the_run_s_scores_as_they_were(tmp_path):
     folder, guard = two_tasks(tmp_path / "run"), rubric(tmp_path, "guard")
-    with RunStore.open(folder) as store:
+    with Loopback(answer=lambda _: loopback_error()) as server, RunStore.open(folder) as store:
         before = judged_by(store, ["keyword"])
-        for name in (f"{guard}:m@http://127.0.0.1:9/v1", f"three-label:{tmp_path / 'gone'}"):
+        for name in (f"{guard}:m@{server.url}", f"three-label:{tmp_path / 'gone'}"):
             with pytest.raises(JudgeError):
                 judged_by(store, [name])
             assert score(store) == before

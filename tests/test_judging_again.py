@@ -85,7 +85,7 @@ def test_the_same_judge_at_another_address_is_not_asked_again(tmp_path):
 
 
 def test_one_judge_with_two_addresses_is_refused():
-    with pytest.raises(JudgeError, match="two addresses"):
+    with pytest.raises(JudgeError, match="named twice, with different addresses"):
         chosen_judges(["chat:m@http://127.0.0.1:1/v1", "chat:m@http://127.0.0.1:2/v1"])
 
 
