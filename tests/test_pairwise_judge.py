@@ -399,7 +399,8 @@ def as_published(request, tmp_path):
 @pytest.mark.shared
 def test_the_published_win_rate_comes_back_through_the_client(run, tmp_path, mirror, as_published):
     name, template = as_published
-    with Loopback(answer=recorded().annotator(template)) as server:
+    # Each request stays for a while, so that a slow machine sends many before the first is answered.
+    with Loopback(answer=recorded().annotator(template), latency_s=0.25) as server:
         _, task = scores_of(run, tmp_path, [f"{name}:m@{server.url}"], mirror=mirror)
         assert len(server.requests) == 802  # three answers are the baseline's own
         assert 32 < server.most_in_flight <= 64
