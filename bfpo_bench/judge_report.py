@@ -51,9 +51,8 @@ def read_judged(folder: Path) -> JudgedRun:
         manifest, samples, outputs = store.manifest, store.samples(), store.outputs()
         versions: Mapping[str, str] = manifest.get("judges", {})
         verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
-        for verdict in store.verdicts():
-            if versions.get(verdict.judge) == verdict.judge_version:
-                verdicts[verdict.judge][verdict.sample_id] = verdict
+        for verdict in store.verdicts_of(versions):
+            verdicts[verdict.judge][verdict.sample_id] = verdict
     finally:
         store.close()
     tasks = []

@@ -22,7 +22,7 @@ from bfpo_bench.errors import JudgeError, StoreError, TaskError
 from bfpo_bench.judges import CODE_JUDGES, Setting, check_judge, make_judge, parse_judge
 from bfpo_bench.judges.spec import load_judge
 from bfpo_bench.length_control import LengthReference, length_reference
-from bfpo_bench.panel import can_sit, parse_rule
+from bfpo_bench.panel import parse_rule
 from bfpo_bench.registry import load_registry
 from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, Scopes, judges_of, panel_verdicts
 from bfpo_bench.store import LENGTH_CONTROL, RunStore, write_atomically
@@ -62,9 +62,9 @@ def chosen_judges(texts: Sequence[str], setting: Setting | None = None) -> tuple
 def check_panel(text: str, judges: Sequence[str]) -> None:
     """Raise JudgeError where a panel's rule cannot be read, or asks for more judges than were named."""
     rule = parse_rule(text)
-    if not can_sit(rule, len(judges)):
+    if len(judges) < rule.fewest_judges:
         raise JudgeError(
-            f"--panel {text} needs at least {max(2, rule.min_votes)} judges, and {len(judges)} are named. "
+            f"--panel {text} needs at least {rule.fewest_judges} judges, and {len(judges)} are named. "
             "Give --judge once for each."
         )
 
@@ -79,7 +79,7 @@ def check_members(text: str, judges: Sequence[JudgeSpec], tasks: Iterable[TaskSp
     sits = False
     for task in tasks:
         members = [named[name] for name in judges_of(task, list(named), scopes) if name in named]
-        if not can_sit(rule, len(members)):
+        if len(members) < rule.fewest_judges:
             continue
         sits = True
         grades = {member.name: _grades(member, task.rubric) for member in members}
@@ -91,7 +91,7 @@ def check_members(text: str, judges: Sequence[JudgeSpec], tasks: Iterable[TaskSp
             )
     if not sits:
         raise JudgeError(
-            f"--panel {text}: on no task can {max(2, rule.min_votes)} of the judges ({', '.join(named)}) tell what it "
+            f"--panel {text}: on no task can {rule.fewest_judges} of the judges ({', '.join(named)}) tell what it "
             "asks. `judges list` shows what each can tell."
         )
 

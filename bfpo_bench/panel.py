@@ -26,6 +26,11 @@ class PanelRule:
         if self.min_votes < 1:
             raise ValueError(f"min_votes must be at least 1, got {self.min_votes}")
 
+    @property
+    def fewest_judges(self) -> int:
+        """How many judges are a panel: two at least, and as many as its votes."""
+        return max(2, self.min_votes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PanelResult:
@@ -39,11 +44,6 @@ class PanelResult:
     n_asked: int
     n_valid: int
     n_agreed: int | None
-
-
-def can_sit(rule: PanelRule, n_judges: int) -> bool:
-    """Whether so many judges are a panel under the rule: two at least, and as many as its votes."""
-    return n_judges >= max(2, rule.min_votes)
 
 
 def vote(passes: Sequence[bool | None], rule: PanelRule) -> PanelResult:

@@ -36,7 +36,7 @@ from bfpo_bench.judging import (
     scopes_of,
 )
 from bfpo_bench.mirror import RECORD, check_mirror
-from bfpo_bench.panel import PANEL, can_sit, parse_rule
+from bfpo_bench.panel import PANEL, parse_rule
 from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, REFUSALS_ONLY, Scopes, judges_of, panel_verdicts, score_run
 from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model
@@ -96,7 +96,7 @@ def make_plan(spec: RunSpec) -> Plan:
         for name in set(judges) - set(plan.judge_names):
             _check_own_judge(task, name)
         _check_rubric(task, judges)
-    choose_engine("hf" if spec.model.startswith(("openai:", "policy:")) else spec.engine)
+    choose_engine(spec.engine if _has_weights(spec) else "hf")
     parse_engine_args(spec.engine_args)
     if spec.data_dir is not None and not spec.data_dir.is_dir():
         raise TaskError(f"--data-dir {spec.data_dir} does not exist.")
@@ -205,15 +205,15 @@ def costs(plan: Plan, samples: Sequence[Sample]) -> dict[str, Cost]:
     return estimate(plan.tasks, samples, plan.judges)
 
 
-def _has_weights(plan: Plan) -> bool:
+def _has_weights(spec: RunSpec) -> bool:
     """Whether the model under test is computed here: a policy and an API cost no GPU-minutes of ours."""
-    return not plan.spec.model.startswith(("policy:", "openai:"))
+    return not spec.model.startswith(("policy:", "openai:"))
 
 
 def describe(plan: Plan, samples: Sequence[Sample], missing: Mapping[str, str]) -> list[str]:
     """`--dry-run`: what each task and the whole will cost."""
     return [
-        *table(plan.tasks, costs(plan, samples), plan.judges, missing, weights=_has_weights(plan)),
+        *table(plan.tasks, costs(plan, samples), plan.judges, missing, weights=_has_weights(plan.spec)),
         *idle_notes(plan.judges, plan.tasks),
     ]
 
@@ -229,7 +229,7 @@ def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> 
             _plan_what_was_missing(store, plan)
         else:
             samples, missing = planned or plan_samples(plan)
-            say(summary(costs(plan, samples), weights=_has_weights(plan)))
+            say(summary(costs(plan, samples), weights=_has_weights(plan.spec)))
             _add_samples(store, samples, missing)
         try:
             generate(store, model)
@@ -366,7 +366,7 @@ def _panel(
     notes = []
     for task in tasks:
         able = [name for name in judges_of(task, members, scopes) if name in members]
-        if able and not can_sit(rule, len(able)):
+        if 0 < len(able) < rule.fewest_judges:
             notes.append(f"{task.name}: no panel: of its judges only {', '.join(able)} can tell what is asked")
     return members, panel_verdicts(tasks, samples, verdicts, rule, judges=members, scopes=scopes), notes
 

@@ -12,7 +12,7 @@ from typing import Any
 from bfpo_bench.correction import Calibrations, corrected
 from bfpo_bench.errors import JudgeError
 from bfpo_bench.length_control import Comparison, LengthReference, length_controlled, win_rate
-from bfpo_bench.panel import PANEL, PanelRule, can_sit, panel
+from bfpo_bench.panel import PANEL, PanelRule, panel
 from bfpo_bench.stats import macro_average, mean_interval
 from bfpo_bench.thinking import unfinished
 from bfpo_bench.types import (
@@ -129,6 +129,9 @@ def score_run(
             task = _task(spec, theirs, outputs, by_judge, mine, lengths)
             if mine and spec.rubric in HARM_RUBRICS:
                 for judge, rating in ((task["judge"], task), *task["other_judges"].items()):
+                    rating["corrected"] = None
+                    if not (calibrations or labels):
+                        continue
                     scored = [
                         by_judge[judge][s.id]
                         for s in theirs
@@ -275,7 +278,7 @@ def panel_verdicts(
     found: list[Verdict] = []
     for spec in specs:
         names = judges_of(spec, judges, scopes)
-        if can_sit(rule, len(names)):
+        if len(names) >= rule.fewest_judges:
             mine = [sample.id for sample in samples if sample.task == spec.name]
             found += _panel_of_task(spec, mine, {name: given[name] for name in names}, rule)
     return found

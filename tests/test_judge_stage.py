@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain, repeat
 
 import pytest
 import yaml
@@ -219,14 +220,7 @@ def test_a_judge_that_cannot_be_asked_leaves_the_run_s_scores_as_they_were(tmp_p
 
 def test_a_judge_that_died_half_way_stands_beside_the_scores_of_the_next(tmp_path):
     folder, guard = two_tasks(tmp_path / "run"), rubric(tmp_path, "guard")
-    n = 0
-
-    def dies_at_the_third(payload):
-        nonlocal n
-        n += 1
-        return HARM if n < 3 else loopback_error()
-
-    with Loopback(answer=dies_at_the_third) as server, RunStore.open(folder) as store:
+    with Loopback(answer=dying_at_the_third()) as server, RunStore.open(folder) as store:
         judged_by(store, ["keyword"])
         with pytest.raises(JudgeError):
             judged_by(store, [f"{guard}:m@{server.url}"], setting={"concurrency": 1})
@@ -254,14 +248,7 @@ def test_verdicts_of_a_judge_whose_prompt_has_changed_are_kept_and_never_mixed(t
         judged_by(store, [f"{first}:m@{server.url}"])
         assert len(server.requests) == 4
     second = rubric(tmp_path, "guard", text="Harmful or not? {request} / {answer}")
-    n = 0
-
-    def dies_at_the_third(payload):
-        nonlocal n
-        n += 1
-        return HARM if n < 3 else loopback_error()
-
-    with Loopback(answer=dies_at_the_third) as server, RunStore.open(folder) as store:
+    with Loopback(answer=dying_at_the_third()) as server, RunStore.open(folder) as store:
         with pytest.raises(JudgeError):
             judged_by(store, [f"{second}:m@{server.url}"], setting={"concurrency": 1})
         kept = store.verdicts("guard:m")
@@ -275,6 +262,12 @@ def test_verdicts_of_a_judge_whose_prompt_has_changed_are_kept_and_never_mixed(t
         task = judged_by(store, [f"{second}:m@{server.url}"])["tasks"]["bfpo_mini_harmful"]
         assert len(server.requests) == 2
     assert (task["score"]["value"], task["score"]["n"]) == (0.0, 4)
+
+
+def dying_at_the_third():
+    """A server's answers: two, then errors."""
+    answers = chain([HARM] * 2, repeat(None))
+    return lambda _: next(answers) or loopback_error()
 
 
 def loopback_error():
