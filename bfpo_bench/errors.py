@@ -30,6 +30,10 @@ class EngineError(BenchError):
     """The model under test cannot be found, loaded or run."""
 
 
+class TrainingError(BenchError):
+    """Training cannot begin, or stopped on its own: the weights before it are kept."""
+
+
 def did_you_mean(kind: str, value: str, known: Iterable[str]) -> str:
     """`Unknown task 'advbnch'. Did you mean: advbench?`, or the known names where none is near."""
     names = sorted(known)

@@ -1,1 +1,1 @@
-"""Reserved for the BFPO trainer; nothing is here yet. It will meet the benchmark at a checkpoint folder only."""
+"""The trainer: BFPO and the methods it is compared with; it meets the benchmark at a checkpoint folder only."""
