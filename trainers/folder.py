@@ -1,0 +1,206 @@
+"""A checkpoint's folder: its manifest, whether a run may go on in it, and the weights as any loader expects them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from bfpo_bench import __version__
+from bfpo_bench.errors import ConfigError
+from bfpo_bench.trainers.layout import TokenPair
+from bfpo_bench.trainers.logprobs import use_plain_attention
+from bfpo_bench.trainers.reading import Data, Part
+from bfpo_bench.trainers.recipe import Base, Recipe
+from bfpo_bench.trainers.trainer import PairTrainer
+
+Mode = Literal["auto", "resume", "fresh"]
+Say = Callable[[str], None]
+
+MANIFEST = "training_manifest.json"
+STATE = "state"
+SCHEMA = 1
+_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
+
+
+def prepare_out(out: Path, *, mode: Mode, first: bool, say: Say) -> None:
+    manifest = out / MANIFEST
+    if mode == "resume" and not manifest.exists():
+        raise ConfigError(f"{out} has no run to go on with: leave out --resume.")
+    if out.exists() and not manifest.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty and holds no run of this trainer: give another out=FOLDER.")
+    if mode == "fresh" and manifest.exists() and first:
+        aside = next(path for n in range(1, 10_000) if not (path := out.with_name(f"{out.name}.old-{n}")).exists())
+        out.rename(aside)
+        say(f"the old run is now {aside}")
+
+
+def is_complete(out: Path) -> bool:
+    return (out / MANIFEST).exists() and _json(out / MANIFEST).get("status") == "complete"
+
+
+def begin(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest before the first step; where there is one, what it promises must be what is asked."""
+    if (out / MANIFEST).exists():
+        _refuse_difference(out, _json(out / MANIFEST), manifest)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / MANIFEST, manifest)
+
+
+def refuse_other(out: Path, recipe: Recipe, base: Base) -> None:
+    old = _json(out / MANIFEST)
+    new = {**old, "recipe": recipe.resolved(), "base": {"name": base.name, "identity": base.identity}}
+    _refuse_difference(out, old, new)
+
+
+def _refuse_difference(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for part in ("recipe", "base", "data", "packages"):
+        before, now = _flat(old.get(part, {})), _flat(_plain_json(new.get(part, {})))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and not (part == "base" and key == "name"):
+                raise ConfigError(
+                    f"{out} was trained with {part}.{key} {before.get(key)!r}, now it is {now.get(key)!r}: take "
+                    "another out=FOLDER, or --fresh."
+                )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, one in value.items():
+        found |= _flat(one, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def finish(trainer: PairTrainer, recipe: Recipe, manifest: Mapping[str, Any], *, seconds: float, first: bool) -> None:
+    """Save the weights as an ordinary checkpoint, then say in the manifest that they are there."""
+    out = recipe.out
+    temporary = out / "saving"
+    if recipe.lora is not None:
+        if first:
+            trainer.model.save_pretrained(out / "adapter")
+            merged = trainer.model.merge_and_unload()
+            _as_ordinary(merged, trainer)
+            merged.save_pretrained(temporary)
+            trainer.processing_class.save_pretrained(temporary)
+    else:
+        _as_ordinary(trainer.model, trainer)
+        trainer.save_model(str(temporary))
+    trainer.accelerator.wait_for_everyone()
+    if not first:
+        return
+    (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
+    for file in sorted(temporary.iterdir(), key=lambda one: one.name == "config.json"):
+        file.replace(out / file.name)
+    shutil.rmtree(temporary)
+    history = trainer.state.log_history
+    _write_json(out / "training_log.json", history)
+    last = {k: v for entry in history for k, v in entry.items() if k.startswith("eval_")}
+    _write_json(
+        out / MANIFEST,
+        {
+            **manifest,
+            "status": "complete",
+            "steps": trainer.state.global_step,
+            "seconds": round(seconds, 1),
+            "evaluation": last,
+        },
+    )
+
+
+def _as_ordinary(model: Any, trainer: PairTrainer) -> None:
+    """The config as the base has it: our attention is this process's own, and generation wants its cache."""
+    model.config.use_cache = True
+    inner = trainer.accelerator.unwrap_model(model)
+    use_plain_attention(inner)
+
+
+def manifest_of(
+    recipe: Recipe,
+    base: Base,
+    data: Data,
+    *,
+    prompts: Mapping[str, Sequence[str]],
+    unchecked: Mapping[str, str],
+    processes: int,
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "status": "training",
+        "bfpo_bench": __version__,
+        "method": recipe.method,
+        "recipe": recipe.resolved(),
+        "base": {"name": base.name, "identity": base.identity},
+        "data": {name: _data_record(part) for name, part in data.train.items()},
+        "evaluation_data": {name: _data_record(part) for name, part in data.evaluation.items()},
+        "contamination": {
+            "checked": {task: len(texts) for task, texts in prompts.items()},
+            "unchecked": dict(unchecked),
+            "found": {
+                name: [
+                    {"row": part.read.rows[hit.index].row, "task": hit.task, "kind": hit.kind}
+                    for hit in part.contaminated
+                ]
+                for name, part in data.train.items()
+                if part.contaminated
+            },
+            "rule": recipe.contamination,
+        },
+        "processes": processes,
+        "packages": {name: _version(name) for name in (*_PACKAGES, *(["peft"] if recipe.lora else []))},
+        "environment": {"python": platform.python_version(), "machine": platform.machine()},
+    }
+
+
+def _data_record(part: Part) -> dict[str, Any]:
+    combinations: dict[str, int] = {}
+    for row in part.rows:
+        if isinstance(row, TokenPair):
+            name = "-".join(_label(value) for value in (row.chosen_safe, row.rejected_safe))
+            combinations[name] = combinations.get(name, 0) + 1
+    return {
+        "origin": part.read.origin,
+        "sha256": part.read.sha256,
+        "rows": len(part.rows),
+        "seen": part.read.n_seen,
+        "cut": part.n_cut,
+        "tokens": sum(row.n_tokens for row in part.rows),
+        "combinations": combinations,
+        "left_out": [asdict(problem) for problem in part.problems],
+    }
+
+
+def _label(value: float) -> str:
+    return "unlabelled" if value != value else "safe" if value else "unsafe"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}): start over with --fresh.") from error
+    return found
+
+
+def _plain_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _write_json(file: Path, value: Any) -> None:
+    """Whole or not at all."""
+    temporary = file.with_name(f"{file.name}.new")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(file)

@@ -1,0 +1,139 @@
+"""From text to token ids: the chat template's prompt, and each answer as the model would have to generate it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bfpo_bench.errors import ConfigError
+from bfpo_bench.trainers.checks import safer_answer
+from bfpo_bench.trainers.layout import Ids, TokenConversation, TokenPair
+from bfpo_bench.trainers.records import Conversation, Preference, PreferencePair, Problem
+from bfpo_bench.types import Message
+
+
+class PairTokeniser:
+    """Renders through the chat template and tokenises prompt and answer apart, as at generation.
+
+    An answer ends with the template's end-of-turn token; what the template puts behind that token (a line break) is
+    not learnt. Where a template ends an answer with no special token, the tokenizer's end of sequence is put there.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, max_length: int, max_prompt_length: int, long_prompts: str, template: str | None = None
+    ) -> None:
+        if template is not None:
+            tokenizer.chat_template = template
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                "The model's tokenizer has no chat template, so that it is open how a prompt ends: give chat_template "
+                "in the recipe."
+            )
+        self.tokenizer = tokenizer
+        # Not `all_special_tokens`: those are the named ones, and an end of turn often has no name.
+        self._special = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
+        self.max_length, self.max_prompt_length, self.long_prompts = max_length, max_prompt_length, long_prompts
+
+    def pair(self, pair: PreferencePair, *, prefer: Preference = "helpful") -> TokenPair | Problem:
+        """The pair in token ids, or why it cannot be trained on; with `prefer` safer, the safer answer is the chosen.
+
+        A pair without a safety preference keeps its order by helpfulness.
+        """
+        chosen_safer = safety_preference(pair)
+        prompt = self._prompt(pair.prompt)
+        if isinstance(prompt, str):
+            return Problem(row=pair.row, reason=prompt)
+        answers, n_cut = [], 0
+        for text in (pair.chosen, pair.rejected):
+            whole = self._answer(pair.prompt, text)
+            room = self.max_length - len(prompt)
+            n_cut += len(whole) > room
+            answers.append(whole[:room])
+        if np.array_equal(answers[0], answers[1]):
+            return Problem(row=pair.row, reason=f"the answers are equal in their first {len(answers[0])} tokens")
+        labels = [np.nan if label is None else float(label) for label in (pair.chosen_safe, pair.rejected_safe)]
+        if prefer == "safer" and chosen_safer < 0:
+            answers.reverse()
+            labels.reverse()
+            chosen_safer = -chosen_safer
+        return TokenPair(
+            prompt=prompt,
+            chosen=answers[0],
+            rejected=answers[1],
+            chosen_safe=labels[0],
+            rejected_safe=labels[1],
+            safety_preference=float(chosen_safer),
+            source=pair.source,
+            row=pair.row,
+            n_cut=n_cut,
+        )
+
+    def conversation(self, conversation: Conversation) -> TokenConversation | Problem:
+        """The conversation in token ids, cut at `max_length`; every turn of the assistant is learnt."""
+        pieces: list[Ids] = []
+        learnt: list[bool] = []
+        done = ""
+        for index, message in enumerate(conversation.messages):
+            if message.role != "assistant":
+                continue
+            before = self._render(conversation.messages[:index], prompt=True)
+            after = self._render(conversation.messages[: index + 1], prompt=False)
+            if not (before.startswith(done) and after.startswith(before)):
+                return Problem(
+                    row=conversation.row, reason="the chat template rewrites earlier turns of a conversation"
+                )
+            answer = self._ended(after[len(before) :])
+            for text, say in ((before[len(done) :], False), (answer, True)):
+                ids = self._ids(text)
+                pieces.append(ids)
+                learnt += [say] * len(ids)
+            done = before + answer
+            if not after.startswith(done):  # an end of sequence that the template does not have
+                done = after
+        ids = np.concatenate(pieces)
+        n_cut = int(len(ids) > self.max_length)
+        mask = np.array(learnt[: self.max_length])
+        if not mask[1:].any():
+            return Problem(row=conversation.row, reason=f"no answer begins in its first {self.max_length} tokens")
+        return TokenConversation(
+            ids=ids[: self.max_length], learnt=mask, source=conversation.source, row=conversation.row, n_cut=n_cut
+        )
+
+    def _prompt(self, messages: Sequence[Message]) -> Ids | str:
+        ids = self._ids(self._render(messages, prompt=True))
+        if len(ids) <= self.max_prompt_length:
+            return ids
+        if self.long_prompts == "skip":
+            return f"a prompt of {len(ids)} tokens, max_prompt_length is {self.max_prompt_length}"
+        # The end holds the question; a beginning-of-sequence token stays where the model looks for it.
+        first = ids[:1] if ids[0] == self.tokenizer.bos_token_id else ids[:0]
+        return np.concatenate([first, ids[len(ids) - self.max_prompt_length + len(first) :]])
+
+    def _answer(self, prompt: Sequence[Message], text: str) -> Ids:
+        before = self._render(prompt, prompt=True)
+        after = self._render([*prompt, Message(role="assistant", content=text)], prompt=False)
+        return self._ids(self._ended(after[len(before) :] if after.startswith(before) else text))
+
+    def _ended(self, answer: str) -> str:
+        kept = answer.rstrip()
+        if any(kept.endswith(token) for token in self._special):
+            return kept
+        return answer + (self.tokenizer.eos_token or "")
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            [{"role": one.role, "content": one.content} for one in messages],
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
+        return text
+
+    def _ids(self, text: str) -> Ids:
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+
+
+def safety_preference(pair: PreferencePair) -> int:
+    """1 where the chosen answer is the safer one, -1 where the rejected is, 0 where the data prefers neither."""
+    return {"chosen": 1, "rejected": -1, None: 0}[safer_answer(pair)]
