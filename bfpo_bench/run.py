@@ -20,7 +20,7 @@ from bfpo_bench.console import progress, say
 from bfpo_bench.conversation import conversation, waves
 from bfpo_bench.cost import Cost, estimate, summary, table
 from bfpo_bench.endpoint import check_endpoint, redact
-from bfpo_bench.errors import BenchError, ConfigError, JudgeError, StoreError, TaskError
+from bfpo_bench.errors import BenchError, ConfigError, EngineError, JudgeError, StoreError, TaskError
 from bfpo_bench.harness.engine import api_endpoint, parse_engine_args
 from bfpo_bench.judges import Setting, check_judge, parse_judge
 from bfpo_bench.judges.rubrics import COMPARED_KEY
@@ -39,7 +39,7 @@ from bfpo_bench.mirror import RECORD, check_mirror
 from bfpo_bench.panel import PANEL, parse_rule
 from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, REFUSALS_ONLY, Scopes, judges_of, panel_verdicts, score_run
-from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model
+from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model, trained_from
 from bfpo_bench.store import LABELS, SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
 from bfpo_bench.thinking import settled
 from bfpo_bench.types import (
@@ -451,7 +451,21 @@ def _manifest(plan: Plan, model: ModelSpec) -> dict[str, Any]:
         },
         "include_path": [str(path.resolve()) for path in spec.include_path],
         "environment": _environment(),
+        # What is under test is its weights, however they came to be: not a part of the identity.
+        **_trained_from(spec),
     }
+
+
+def _trained_from(spec: RunSpec) -> dict[str, Any]:
+    """The base of a checkpoint or adapter that our trainer made; a damaged account of it costs no run."""
+    folders = [name for name in (spec.adapter, spec.model) if name and is_folder(name) and name not in EMBEDDED]
+    try:
+        found = (trained_from(Path(name).expanduser()) for name in folders)
+        told = next((base for base in found if base is not None), None)
+    except EngineError as error:
+        say(f"Warning: {error} The run does not say what its model was trained from.")
+        told = None
+    return {} if told is None else {"trained_from": told}
 
 
 def _version(package: str) -> str | None:

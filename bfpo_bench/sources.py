@@ -43,10 +43,18 @@ EMBEDDED: Mapping[str, EmbeddedModel] = {
 
 # What decides a checkpoint's behaviour; optimiser states and logs beside it do not.
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".model", ".jinja", ".txt", ".py", ".gguf"})
-# What a trainer leaves beside them (transformers.Trainer's names).
+# What our trainer tells of a checkpoint, beside it: how it came to be, and never how it answers.
+TRAINING_MANIFEST = "training_manifest.json"
+# What a trainer leaves beside them (transformers.Trainer's names, and ours).
 _NOT_WEIGHTS = frozenset(
-    {"trainer_state.json", "training_args.bin", "all_results.json", "train_results.json", "eval_results.json"}
+    {
+        *("trainer_state.json", "training_args.bin", "all_results.json", "train_results.json", "eval_results.json"),
+        *(TRAINING_MANIFEST, "training_log.json"),
+    }
 )
+# A hub repository's weights, in any of the forms that it may keep beside each other.
+_OTHER_WEIGHTS = ("*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ckpt", "*.tflite")
+_WEIGHT_FILES = ("*.safetensors", "*.bin", *_OTHER_WEIGHTS)
 
 
 def bfpo_home() -> Path:
@@ -195,6 +203,32 @@ def hash_folder(folder: Path) -> str:
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def trained_from(folder: Path) -> dict[str, Any] | None:
+    """What our trainer says that it made this checkpoint from: name, identity, method, seed; None where it is silent.
+
+    Raises EngineError where its manifest cannot be read.
+    """
+    file = folder / TRAINING_MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        base, seed = manifest["base"], manifest["recipe"].get("seed")
+        told = {"name": base["name"], "identity": base["identity"], "method": manifest["method"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise EngineError(f"Cannot read {file}: {type(error).__name__}: {error}.") from error
+    if not all(isinstance(value, str) for value in told.values()):
+        raise EngineError(f"Cannot read {file}: base and method must be texts.")
+    return {**told, "seed": seed if isinstance(seed, int) and not isinstance(seed, bool) else None}
+
+
+def model_folder(model: ModelSpec, *, weights: bool = True) -> Path:
+    """The checkpoint's folder on this machine; a hub model's files are fetched, without its weights if not wanted."""
+    if model.revision is None:
+        return Path(model.path)
+    return _hub_folder(model.path, model.revision, what="Model", ignore=_OTHER_WEIGHTS if weights else _WEIGHT_FILES)
 
 
 def materialise(alias: str, *, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -349,14 +383,14 @@ def _adapter_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _hub_folder(repo: str, revision: str) -> Path:
+def _hub_folder(repo: str, revision: str, *, what: str = "Adapter", ignore: Sequence[str] = ()) -> Path:
     """The hub's files at that commit in the local cache, fetched where they are not there yet."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision))
+        return Path(snapshot_download(repo, revision=revision, ignore_patterns=list(ignore) or None))
     except Exception as error:  # whatever the HTTP library of this version raises in the middle of a download
-        raise EngineError(f"Adapter {repo}@{revision} cannot be fetched: {type(error).__name__}: {error}") from error
+        raise EngineError(f"{what} {repo}@{revision} cannot be fetched: {type(error).__name__}: {error}") from error
 
 
 def _hub_revision(name: str, *, what: str = "Model") -> tuple[str, str]:

@@ -124,14 +124,18 @@ def to_csv(rows: Sequence[LeaderboardRow]) -> str:
     import pandas as pd
 
     corrected = {name for row in rows for name, task in row.tasks.items() if task.corrected is not None}
-    records = [_csv_record(row, corrected) for row in rows]
+    trained = any(row.trained_from is not None for row in rows)
+    records = [_csv_record(row, corrected, trained=trained) for row in rows]
     columns = list(dict.fromkeys(name for record in records for name in record))
     # Python objects, so that a count beside a missing one is not turned into a float.
     return str(pd.DataFrame(records, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
-def _csv_record(row: LeaderboardRow, corrected: Collection[str]) -> dict[str, Any]:
-    """`corrected` are the tasks that have a corrected rate, or a reason for none, in any row."""
+def _csv_record(row: LeaderboardRow, corrected: Collection[str], *, trained: bool) -> dict[str, Any]:
+    """`corrected` are the tasks that have a corrected rate, or a reason for none, in any row.
+
+    With `trained`, some row is of a checkpoint whose base is known.
+    """
     # The usual profile, answers of full length and an only task set go without saying.
     limit = None if row.max_new_tokens is None else f"answers of at most {row.max_new_tokens} tokens"
     apart = [row.profile if row.profile != DEFAULT_PROFILE else None, limit, row.task_set, row.judge_set]
@@ -147,6 +151,8 @@ def _csv_record(row: LeaderboardRow, corrected: Collection[str]) -> dict[str, An
         "identity": csv_text(row.identity),
         "profile": csv_text(row.profile),
     }
+    if trained:
+        record["base"] = csv_text(row.trained_from.name if row.trained_from else "")
     for axis, score in row.axes.items():
         record |= _csv_score(axis, score)
     record |= {name: getattr(row, name) for name in ("n", "n_unscored", "n_failed", "n_empty", "n_truncated")}
@@ -223,7 +229,8 @@ def _index_page(environment: jinja2.Environment, rows: Sequence[LeaderboardRow])
         samples_differ=_samples_differ([row for row in rows if row.rank is not None]),
         axes=axes,
         tasks=_tasks(rows),
-        points=_data([_point(row) for row in rows if row.mean is not None]),
+        points=_data(_points(rows)),
+        trained=_arrows(rows),
         methods=[(name, METHODS.get(name, "")) for name in sorted({score.method for score in _scores(rows)})],
         levels=sorted({score.level for score in _scores(rows)}),
         corrections=_corrections(rows),
@@ -269,6 +276,18 @@ def _data(value: Any) -> Markup:
     from markupsafe import Markup
 
     return Markup(json_in_html(value))
+
+
+def _arrows(rows: Sequence[LeaderboardRow]) -> dict[str, LeaderboardRow]:
+    """By the slug of a trained checkpoint's row its base's, where both are points of the picture."""
+    drawn = {row.slug: row for row in rows if row.mean is not None}
+    return {slug: drawn[row.base] for slug, row in drawn.items() if row.base in drawn}
+
+
+def _points(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
+    bases = _arrows(rows)
+    points = [_point(row) for row in rows if row.mean is not None]
+    return [point | ({"base": bases[point["slug"]].slug} if point["slug"] in bases else {}) for point in points]
 
 
 def _point(row: LeaderboardRow) -> dict[str, Any]:

@@ -140,11 +140,22 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedFrom:
+    """What a checkpoint was trained from, as its trainer said; `method` is the objective: bfpo, dpo, ..."""
+
+    name: str
+    identity: str
+    method: str
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
     """One run. `folder` says where its samples are; it is never shown, and two copies of a run are equal.
 
     `rank` holds within `group`. `task_set` tells groups of the same suite, judge and profile apart, else it is None;
-    `judge_set` those whose tasks are the same too, by the versions of their judges.
+    `judge_set` those whose tasks are the same too, by the versions of their judges. `base` is the slug of the run of
+    the model that this one was trained from, where the group has one that was asked in the same way.
     """
 
     slug: str
@@ -159,6 +170,9 @@ class LeaderboardRow:
     judge: str | None
     profile: str
     max_new_tokens: int | None
+    asked: str = ""
+    trained_from: TrainedFrom | None = None
+    base: str | None = None
     status: Literal["complete", "partial"]
     reasons: tuple[str, ...]
     limit: int | None
@@ -235,7 +249,7 @@ def collect(folders: Sequence[Path], *, skipped: Callable[[str], None] = lambda 
     if not rows:
         shown = ", ".join(str(folder) for folder in folders)
         raise StoreError(f"No scored run in {shown}. Score one first: python -m bfpo_bench score RUN")
-    return _with_slugs(_with_ranks(_with_judges(rows)))
+    return _with_bases(_with_slugs(_with_ranks(_with_judges(rows))))
 
 
 def _unscored(folder: Path) -> str:
@@ -308,6 +322,8 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
     return LeaderboardRow(
         slug="",
         model=without_paths(str(scores["model"]["name"])) + _asked_otherwise(identity),
+        asked=_asked_otherwise(identity),
+        trained_from=_trained_from(manifest.get("trained_from")),
         identity=without_paths(f"{scores['model']['identity']}{adapter}"),
         system_prompt=None if system_prompt is None else visible(str(system_prompt)),
         engine=str(model.get("engine", "")),
@@ -345,6 +361,13 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
         digest=hashlib.sha256(to_json([identity, scores]).encode("utf-8", "surrogatepass")).hexdigest(),
         folder=folder,
     )
+
+
+def _trained_from(body: Mapping[str, Any] | None) -> TrainedFrom | None:
+    if body is None:
+        return None
+    name, identity, method = (without_paths(str(body[key])) for key in ("name", "identity", "method"))
+    return TrainedFrom(name=name, identity=identity, method=method, seed=_size(body.get("seed"), "seed"))
 
 
 def _asked_otherwise(identity: Mapping[str, Any]) -> str:
@@ -605,6 +628,27 @@ def _with_slugs(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
         apart += [row.digest[:8]] if mine[row.engine] > 1 else []
         named.append(replace(row, slug=slug, label=f"{row.model} ({', '.join(apart)})" if apart else row.model))
     return named
+
+
+def _with_bases(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Each run of a trained checkpoint with the slug of its base's run: of the same group, asked in the same way.
+
+    Of several such runs the one on the same engine, then the one that comes first.
+    """
+    bases: dict[tuple[Any, ...], list[LeaderboardRow]] = defaultdict(list)
+    for row in rows:
+        bases[row.identity, *_comparable(row)].append(row)
+    found = []
+    for row in rows:
+        told = row.trained_from
+        mine = [] if told is None else bases[told.identity, *_comparable(row)]
+        mine = sorted((base for base in mine if base is not row), key=lambda base: base.engine != row.engine)
+        found.append(replace(row, base=mine[0].slug) if mine else row)
+    return found
+
+
+def _comparable(row: LeaderboardRow) -> tuple[Any, ...]:
+    return row.group, row.limit, row.system_prompt, row.asked
 
 
 def _slug(name: str) -> str:

@@ -125,6 +125,7 @@ def build_run(
     missing: Mapping[str, str] | None = None,
     panel: str | None = None,
     corrected: Mapping[tuple[str, str], Mapping[str, Any] | None] | None = None,
+    trained_from: Mapping[str, Any] | None = None,
     scored: bool = True,
 ) -> Path:
     """A run folder with manifest, samples, outputs, verdicts and, unless `scored` is False, scores.
@@ -152,6 +153,7 @@ def build_run(
         "chosen_judges": judges,
         "missing": dict(missing or {}),
         "data": dict(data or {}),
+        **({} if trained_from is None else {"trained_from": dict(trained_from)}),
     }
     asked = [task for task in tasks if task.name not in (missing or {})]
     planned = [(task, item, _sample(task, item, index)) for task in asked for index, item in enumerate(task.items)]

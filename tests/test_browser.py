@@ -314,6 +314,41 @@ def test_an_injected_script_is_stopped_by_the_policy(browser, site):
     page.close()
 
 
+def test_an_arrow_leads_from_a_base_to_what_was_trained_from_it(page, tmp_path):
+    told = {"name": "base", "identity": "sha256:base", "method": "bfpo", "seed": 0}
+    for model, refused, passed, base in (("base", 2, 9, None), ("tuned", 8, 6, told), ("other", 5, 5, None)):
+        tasks = [harmful_task(refused=refused, harmful=10 - refused), helpful_task(passed=passed, failed=10 - passed)]
+        build_run(tmp_path / "runs" / model, model=model, tasks=tasks, trained_from=base)
+    page.goto(write_site(collect([tmp_path / "runs"]), out=tmp_path / "site").as_uri())
+    page.wait_for_selector("#chart svg")
+    arrow = page.locator("#chart [aria-label*='trained from']")
+    assert arrow.count() == 1
+    said = "tuned was trained from base: harmlessness +60.0 points, helpfulness \u221230.0 points"
+    assert arrow.get_attribute("aria-label") == said
+    # It begins near the base's point and ends near the other.
+    ends = arrow.evaluate(
+        """(path) => {
+          const at = (length) => path.getPointAtLength(length);
+          const centre = (label) => {
+            const box = document.querySelector(`#chart svg a [aria-label^="${label},"]`).getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+          };
+          const place = (point) => { const p = point.matrixTransform(path.getScreenCTM()); return [p.x, p.y]; };
+          const d = path.getAttribute("d");
+          const [, x1, y1, x2, y2] = d.match(/^M([\\d.]+),([\\d.]+)[A-Z].*?([\\d.]+),([\\d.]+)M/).map(Number);
+          const [a, b] = [new DOMPoint(x1, y1), new DOMPoint(x2, y2)].map(place);
+          const far = ([x, y], [u, v]) => Math.hypot(x - u, y - v);
+          return [far(a, centre("base")), far(b, centre("tuned"))];
+        }"""
+    )
+    assert all(distance < 14 for distance in ends)
+    assert page.get_by_text("An arrow leads from a model to what was trained from it.").is_visible()
+    page.locator("#chart svg a", has=page.locator("[aria-label^=tuned]")).hover()
+    page.locator("#chart").get_by_text("trained from base").first.wait_for()
+    page.locator("#leaderboard").get_by_role("link", name="base").last.click()
+    page.wait_for_url("**/runs/base.html")
+
+
 # -- a run's page ------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,9 @@ def site_bytes(site: Path) -> dict[str, bytes]:
     return {str(path.relative_to(site)): path.read_bytes() for path in sorted(site.rglob("*")) if path.is_file()}
 
 
+TINY = {"name": "tiny", "identity": "sha256:tiny", "method": "dpo", "seed": 2}
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
@@ -1094,3 +1097,97 @@ def test_runs_of_one_model_in_two_groups_are_told_apart_by_their_groups(tmp_path
     simple_run(tmp_path / "1", model="m", engine="hf")
     simple_run(tmp_path / "2", model="m", engine="vllm", judge="chat:b")
     assert [row.label for row in collect([tmp_path])] == ["m", "m"]
+
+
+# -- what a model was trained from -------------------------------------------------------------------------------------
+
+
+def points_of(page: str) -> list[dict[str, Any]]:
+    found = re.search(r'<script type="application/json" id="points">(.*?)</script>', page)
+    assert found is not None
+    return list(json.loads(found[1]))
+
+
+def test_a_trained_model_is_tied_to_its_bases_run_of_the_same_group(tmp_path):
+    simple_run(tmp_path / "base", model="tiny")
+    simple_run(tmp_path / "tuned", model="tuned", refused=9, trained_from=TINY)
+    rows = {row.model: row for row in collect([tmp_path])}
+    assert rows["tuned"].base == rows["tiny"].slug
+    assert rows["tiny"].base is None and rows["tiny"].trained_from is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"suite": "paper"}, {"judge": "chat:m"}, {"profile": "paper"}, {"limit": 5}, {"identity": "sha256:other"},
+        {"judge_version": "2"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_that_cannot_be_compared_is_no_base(tmp_path, other):
+    simple_run(tmp_path / "base", **{"model": "tiny", **other})
+    simple_run(tmp_path / "tuned", model="tuned", trained_from=TINY)
+    rows = {row.model: row for row in collect([tmp_path])}
+    assert rows["tuned"].base is None
+    assert rows["tuned"].trained_from is not None
+
+
+def test_of_two_runs_of_the_base_the_one_on_the_same_engine_is_taken(tmp_path):
+    for engine in ("hf", "vllm"):
+        simple_run(tmp_path / engine, model="tiny", engine=engine)
+        simple_run(tmp_path / f"tuned-{engine}", model="tuned", engine=engine, trained_from=TINY)
+    rows = collect([tmp_path])
+    by_slug = {row.slug: row for row in rows}
+    assert [by_slug[row.base].engine == row.engine for row in rows if row.base] == [True, True]
+
+
+def test_the_csv_names_the_base_where_some_run_has_one_and_else_has_no_column(tmp_path):
+    simple_run(tmp_path / "base", model="tiny")
+    assert "base" not in table_of(collect([tmp_path])).columns
+    simple_run(tmp_path / "tuned", model="tuned", trained_from={**TINY, "name": FORMULA})
+    table = pd.read_csv(io.StringIO(to_csv(collect([tmp_path]))), dtype=str, keep_default_na=False).set_index("model")
+    assert table["base"].to_dict() == {"tiny": "", "tuned": f"'{FORMULA}"}
+
+
+def test_the_page_draws_an_arrow_from_base_to_model_and_says_so(tmp_path):
+    simple_run(tmp_path / "base", model="tiny")
+    simple_run(tmp_path / "tuned", model="tuned", refused=9, trained_from=TINY)
+    page = write_site(collect([tmp_path]), out=tmp_path / "site").read_text()
+    assert {point["slug"]: point.get("base") for point in points_of(page)} == {"tiny": None, "tuned": "tiny"}
+    assert page.count("An arrow leads from a model to what was trained from it.") == 1
+    assert 'dpo, from <a href="runs/tiny.html">tiny</a>' in page
+    own = (tmp_path / "site" / "runs" / "tuned.html").read_text()
+    assert "<dt>Trained from</dt><dd>tiny (<code>sha256:tiny</code>), dpo, seed 2</dd>" in own
+
+
+def test_without_the_bases_run_there_is_no_arrow_and_its_name_is_there(tmp_path):
+    simple_run(tmp_path / "tuned", model="tuned", trained_from={**TINY, "name": f"/home/somebody/{SCRIPT}"})
+    page = write_site(collect([tmp_path]), out=tmp_path / "site").read_text()
+    assert [point.get("base") for point in points_of(page)] == [None]
+    assert "An arrow leads" not in page
+    assert "dpo, from" in page and "/home/somebody" not in page and SCRIPT not in page
+
+
+def test_a_base_without_a_place_in_the_picture_gets_no_arrow(tmp_path):
+    unread = helpful_task(passed=5, failed=5)
+    lost = helpful_task(extra=[Item(prompt=item.prompt, answer="?", unscored="parse") for item in unread.items])
+    build_run(tmp_path / "base", model="tiny", tasks=[harmful_task(refused=10), lost])
+    build_run(tmp_path / "tuned", model="tuned", tasks=[harmful_task(refused=10), unread], trained_from=TINY)
+    page = write_site(collect([tmp_path]), out=tmp_path / "site").read_text()
+    assert [point.get("base") for point in points_of(page)] == [None]
+
+
+def test_a_site_without_trained_models_does_not_speak_of_training(tmp_path):
+    simple_run(tmp_path / "run")
+    site = write_site(collect([tmp_path]), out=tmp_path / "site").parent
+    for page in site.rglob("*.html"):
+        text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
+        assert "rained from" not in text and "An arrow" not in text
+
+
+@pytest.mark.parametrize("damage", ["seed", "name"])
+def test_a_damaged_account_of_the_training_is_one_line_that_names_the_run(tmp_path, damage):
+    told = {key: value for key, value in TINY.items() if key != damage} | ({"seed": "x"} if damage == "seed" else {})
+    simple_run(tmp_path / "tuned", model="tuned", trained_from=told)
+    with pytest.raises(StoreError, match="Cannot read the scores of"):
+        collect([tmp_path / "tuned"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
 from bfpo_bench import sources
 from bfpo_bench.errors import ConfigError, EngineError
-from bfpo_bench.sources import bfpo_home, hash_folder, materialise, resolve_model
+from bfpo_bench.sources import bfpo_home, hash_folder, materialise, model_folder, resolve_model, trained_from
 
 
 def checkpoint(folder, weights=b"1"):
@@ -30,6 +31,50 @@ def test_what_lies_beside_the_weights_does_not_rename_them(tmp_path):
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / "runs").mkdir()
     assert hash_folder(folder) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "training_manifest.json", "training_log.json", "state/model.safetensors"]
+)
+def test_what_our_trainer_tells_of_a_checkpoint_does_not_rename_it(tmp_path, name):
+    folder = checkpoint(tmp_path / "a")
+    before = hash_folder(folder)
+    (folder / "state").mkdir()
+    for text in ("one", "two"):
+        (folder / name).write_text(text)
+        assert hash_folder(folder) == before
+
+
+def manifest_of(base, **more):
+    return {"base": base, "method": "dpo", "recipe": {"seed": 3}, **more}
+
+
+def test_a_trained_checkpoint_says_what_it_was_trained_from(tmp_path):
+    folder = checkpoint(tmp_path / "a")
+    assert trained_from(folder) is None
+    base = {"name": "owner/m@main", "identity": "hub:owner/m@abc", "path": "/home/somebody"}
+    (folder / "training_manifest.json").write_text(json.dumps(manifest_of(base)))
+    told = {"name": "owner/m@main", "identity": "hub:owner/m@abc", "method": "dpo", "seed": 3}
+    assert trained_from(folder) == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", json.dumps(manifest_of("m")), json.dumps(manifest_of({"name": 1, "identity": "x"})), "[" * 5000],
+)
+def test_a_training_manifest_that_cannot_be_read_is_one_line(tmp_path, text):
+    folder = checkpoint(tmp_path / "a")
+    (folder / "training_manifest.json").write_text(text)
+    with pytest.raises(EngineError, match=r"training_manifest\.json") as caught:
+        trained_from(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_its_own_folder_and_a_hub_model_that_cannot_be_fetched_is_one_line(tmp_path):
+    folder = checkpoint(tmp_path / "a")
+    assert model_folder(resolve_model(str(folder))) == folder
+    with pytest.raises(EngineError, match=r"Model nobody/m@abc cannot be fetched"):
+        model_folder(sources.pinned_hub_model("nobody/m", "abc", engine="hf", engine_args={}))
 
 
 def test_a_hub_model_that_cannot_be_had_is_an_error_of_one_line(monkeypatch):

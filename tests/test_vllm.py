@@ -227,7 +227,7 @@ def test_sampling_stop_strings_long_prompts_and_close(smollm, tmp_path):
     long = question(11, "word " * 1100)
     long_choice = Sample(id="c" * 16, task="t", index=0, prompt="", choices=(("word " * 1100, " yes"), ("a", " no")))
     with EngineProcess(spec, log=tmp_path / "log") as engine:
-        group = engine._leader.pid
+        group = engine._group.id
         first = collect(engine, [*drawn, stopped, long, long_choice])
         again, alone = collect(engine, drawn), collect(engine, drawn[5:6])
         assert len(group_members(group)) >= 3

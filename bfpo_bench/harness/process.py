@@ -38,6 +38,53 @@ class Hosted(Protocol):
     def close(self) -> None: ...
 
 
+class ProcessGroup:
+    """Processes that end with us, or on `close`, at the latest."""
+
+    def __init__(self) -> None:
+        lifeline_read, self._lifeline = os.pipe()
+        try:
+            self._leader = subprocess.Popen(
+                ["/bin/sh", "-c", "read _; kill -KILL 0"], stdin=lifeline_read, process_group=0
+            )
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(lifeline_read)
+        self._members: list[subprocess.Popen[bytes]] = []
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process in the group; it reads nothing."""
+        member = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=self._leader.pid, **options)
+        self._members.append(member)
+        return member
+
+    @property
+    def id(self) -> int:
+        """As `os.killpg` takes it."""
+        return self._leader.pid
+
+    @property
+    def closed(self) -> bool:
+        return self._lifeline < 0
+
+    def close(self) -> None:
+        """Kill what is left of the group; its memory is back on return. Idempotent."""
+        if self.closed:
+            return
+        os.close(self._lifeline)
+        self._lifeline = -1
+        for process in (self._leader, *self._members):
+            process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class HostProcess:
     """The driver's end. Use it as a context manager; `close` is idempotent.
 
@@ -46,24 +93,21 @@ class HostProcess:
 
     def __init__(self, opener: Callable[[Any], Hosted], spec: Any, *, name: str, log: Path) -> None:
         self._log = log
-        lifeline_read, self._lifeline = os.pipe()
+        self._group = ProcessGroup()
         ours, theirs = socket.socketpair()
         try:
-            self._leader = subprocess.Popen(
-                ["/bin/sh", "-c", "read _; kill -KILL 0"], stdin=lifeline_read, process_group=0
-            )
             with log.open("ab") as output:
-                self._worker = subprocess.Popen(
+                self._worker = self._group.start(
                     [sys.executable, "-m", "bfpo_bench.harness.process", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    process_group=self._leader.pid,
                     env=engine_environment(),
                 )
+        except BaseException:
+            self._group.close()
+            raise
         finally:
-            os.close(lifeline_read)
             theirs.close()
         self._connection = Connection(ours.detach())
         try:
@@ -85,15 +129,12 @@ class HostProcess:
 
     def close(self, *, patience_s: float = _CLOSE_S) -> None:
         """Ask the worker to end, then kill whatever of its group is left; the memory is back on return."""
-        if self._lifeline < 0:
+        if self._group.closed:
             return
         self._connection.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._worker.wait(patience_s)
-        os.close(self._lifeline)
-        self._lifeline = -1
-        self._leader.wait()
-        self._worker.wait()
+        self._group.close()
 
     def __enter__(self) -> Self:
         return self

@@ -32,6 +32,12 @@
       { x0: px(p.harmlessness.low), x1: px(p.harmlessness.high), y0: py(y(p)) - 1, y1: py(y(p)) + 1 },
       { x0: px(x(p)) - 1, x1: px(x(p)) + 1, y0: py(p.helpfulness.high), y1: py(p.helpfulness.low) },
     ]);
+    for (const { from, to } of arrows) {
+      for (const t of [0.2, 0.35, 0.5, 0.65, 0.8]) {
+        const [cx, cy] = [px(x(from) + t * (x(to) - x(from))), py(y(from) + t * (y(to) - y(from)))];
+        crosses.push({ x0: cx - 3, x1: cx + 3, y0: cy - 3, y1: cy + 3 });
+      }
+    }
     const meets = (a) => (b) => a.x0 < b.x1 && b.x0 < a.x1 && a.y0 < b.y1 && b.y0 < a.y1;
     const labels = [];
     for (const point of points) {
@@ -63,6 +69,12 @@
     return labels;
   }
 
+  // From each model to what was trained from it, both points of the picture.
+  const arrows = points.filter((point) => point.base !== undefined)
+    .map((point) => ({ to: point, from: points.find((other) => other.slug === point.base) }));
+  const step = (before, after) => `${after < before ? "\u2212" : "+"}${(100 * Math.abs(after - before)).toFixed(1)} points`;
+  const told = (arrow) => `${arrow.to.model} was trained from ${arrow.from.model}: harmlessness ${step(x(arrow.from), x(arrow.to))}, helpfulness ${step(y(arrow.from), y(arrow.to))}`;
+
   function draw(container, width) {
     const height = Math.round(Math.max(320, Math.min(450, 0.64 * width)));
     const series = groups.length > 1 ? (point) => point.group : () => groups[0];
@@ -77,6 +89,7 @@
       point.rank === null ? point.model : `${point.rank}. ${point.model}`,
       `harmlessness  ${interval(point.harmlessness)}`,
       `helpfulness  ${interval(point.helpfulness)}`,
+      ...arrows.filter((arrow) => arrow.to === point).map((arrow) => `trained from ${arrow.from.model}`),
       [point.group, ...(point.control ? ["control"] : []), ...(point.partial ? ["partial run"] : [])].join(", "),
     ].join("\n");
     const plot = Plot.plot({
@@ -94,6 +107,10 @@
         Plot.text(["better \u2197"], { frameAnchor: "top-right", dx: -8, dy: 8, fill: "var(--muted)", fontStyle: "italic" }),
         Plot.ruleY(points, { ...cross, y, x1: (p) => p.harmlessness.low, x2: (p) => p.harmlessness.high }),
         Plot.ruleX(points, { ...cross, x, y1: (p) => p.helpfulness.low, y2: (p) => p.helpfulness.high }),
+        Plot.arrow(arrows, {
+          x1: (a) => x(a.from), y1: (a) => y(a.from), x2: (a) => x(a.to), y2: (a) => y(a.to), inset: 8, headLength: 9,
+          stroke: "currentColor", strokeOpacity: 0.65, strokeWidth: 1.5, ariaLabel: told,
+        }),
         Plot.dot(points.filter((p) => !p.partial), { ...dot, fill: series, stroke: "var(--surface)", strokeWidth: 1 }),
         Plot.dot(points.filter((p) => p.partial), { ...dot, stroke: series, fill: "var(--surface)", strokeWidth: 2 }),
         ...placeLabels(width, height).map((label) =>
