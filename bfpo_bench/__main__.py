@@ -15,6 +15,7 @@ from bfpo_bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bfpo_bench.judges import Setting
+    from bfpo_bench.train import Scoring
 
 OK, INTERNAL, BAD_INPUT, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -33,7 +34,7 @@ _PANEL = "scores stand on all judges' majority: min=N,tie=pass|fail|unscored"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the return value is the process's exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     call: Callable[[argparse.Namespace], int] = arguments.call
     try:
         return call(arguments)
@@ -52,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say_error(f"internal error, please report it (BFPO_DEBUG=1 shows where): {type(error).__name__}: {error}")
         return INTERNAL
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed; a KEY=VALUE may also stand behind flags, where argparse no longer looks for it."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def _say_error(text: str) -> None:
@@ -88,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_agreement(verbs)
     _add_export(verbs)
     _add_leaderboard(verbs)
+    _add_train(verbs)
+    _add_sweep(verbs)
     _add_data(verbs)
     _add_tasks(verbs)
     _add_judges(verbs)
@@ -439,6 +453,170 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 
     show(f"leaderboard: {write_site(collect(arguments.runs, skipped=say), out=arguments.out)}")
     return OK
+
+
+# -- train, sweep ------------------------------------------------------------------------------------------------------
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _verb(verbs, "train", _train, "train a model by a recipe, and score it beside its base; run again to resume")
+    verb.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a bundled recipe: demo")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes: seed=2 loss.tau=0.1 method=dpo out=DIR"
+    )
+    mode = verb.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--resume", dest="mode", action="store_const", const="resume", help="only go on with a training that exists"
+    )
+    mode.add_argument("--fresh", dest="mode", action="store_const", const="fresh", help="train anew")
+    verb.add_argument("--dry-run", action="store_true", help="check recipe and data, print what is in it, and stop")
+    verb.add_argument(
+        "--check",
+        action="append",
+        default=[],
+        metavar="SUITE",
+        help="look for this suite's prompts in the training data too; mini's, and paper's that are here, always",
+    )
+    _add_scoring(verb)
+    verb.set_defaults(mode="auto")
+
+
+def _add_sweep(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "sweep", _sweep, "train a recipe at every point of a grid, and show which points trade off best"
+    )
+    verb.add_argument("recipe", metavar="RECIPE", help="as for `train`")
+    verb.add_argument("overrides", nargs="*", metavar="KEY=V1,V2", help="a grid: alpha=0,0.5 loss.tau=0.01,0.1")
+    verb.add_argument("--seeds", metavar="1,2,3", help="the same as seed=1,2,3")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="of the checkpoints and sweep.csv (default: OUT-sweep)")
+    verb.add_argument(
+        "--launch",
+        metavar="COMMAND",
+        help='trains each point, in place of python: "accelerate launch --config_file FILE"',
+    )
+    verb.add_argument("--dry-run", action="store_true", help="print the points, and stop")
+    _add_scoring(verb)
+
+
+def _add_scoring(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--then-run", metavar="SUITE", help="score base and checkpoint on it, and write the leaderboard")
+    verb.add_argument("--judge", action="append", default=[], metavar="JUDGE", help=_JUDGE)
+    verb.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task")
+    verb.add_argument("--engine", choices=("auto", "hf", "vllm"), default="auto", help="as for `run`")
+    verb.add_argument("--engine-args", nargs="+", action="extend", default=[], metavar="K=V", help="as for `run`")
+    verb.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="of the runs (default: runs)")
+    verb.add_argument("--leaderboard", type=Path, default=Path("site"), metavar="DIR", help="default: site")
+    verb.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="a mirror of the hub's data sets, for the suite and for its prompts (default BFPO_DATA_DIR)",
+    )
+
+
+def _scoring(arguments: argparse.Namespace) -> Scoring | None:
+    from bfpo_bench.config import run_spec
+    from bfpo_bench.errors import ConfigError
+    from bfpo_bench.train import Scoring
+
+    if arguments.then_run is None:
+        given = [flag for flag in ("judge", "limit", "engine_args") if getattr(arguments, flag) not in (None, [])]
+        given += ["engine"] if arguments.engine != "auto" else []
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} goes with --then-run SUITE, which names what to score.")
+        return None
+    # The same checks, and the same words, as `run --limit`.
+    run_spec({"model": "", "limit": arguments.limit})
+    return Scoring(
+        suite=arguments.then_run,
+        judge=tuple(arguments.judge),
+        engine=arguments.engine,
+        engine_args=tuple(arguments.engine_args),
+        limit=arguments.limit,
+        data_dir=_existing_mirror(arguments.data_dir),
+        runs=arguments.runs,
+        leaderboard=arguments.leaderboard,
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.console import show
+    from bfpo_bench.train import (
+        check_scoring,
+        in_a_process,
+        is_first_process,
+        train_and_score,
+        train_arguments,
+        train_here,
+    )
+    from bfpo_bench.trainers.recipe import find_recipe, load_recipe
+
+    path = find_recipe(arguments.recipe)
+    recipe = load_recipe(path, arguments.overrides)
+    scoring, data_dir = _scoring(arguments), _existing_mirror(arguments.data_dir)
+    suites = [*arguments.check, *([] if scoring is None else [scoring.suite])]
+    _check_suites(suites)
+    if arguments.dry_run:
+        plan = [] if scoring is None else check_scoring(recipe, scoring)
+        train_here(recipe, mode=arguments.mode, dry_run=True, suites=suites, data_dir=data_dir)
+        for line in plan:
+            show(line)
+        return OK
+    if scoring is None:
+        folder = train_here(recipe, mode=arguments.mode, suites=suites, data_dir=data_dir)
+        if is_first_process():
+            show(f"checkpoint: {folder}")
+        return OK
+    child = train_arguments(path, arguments.overrides, mode=arguments.mode, check=suites, data_dir=data_dir)
+    code, scored = train_and_score(recipe, scoring, train=lambda: in_a_process(child))
+    if scored is None:
+        return code
+    return _show_scored(scoring, [scored.base_scores, scored.scores], [scored.base, scored.checkpoint])
+
+
+def _check_suites(suites: Sequence[str]) -> None:
+    from bfpo_bench.registry import load_registry, resolve_tasks
+
+    registry = load_registry() if suites else {}
+    for suite in suites:
+        resolve_tasks(registry, suite=suite)
+
+
+def _show_scored(scoring: Scoring, scores: Sequence[dict[str, Any]], folders: Sequence[Path]) -> int:
+    from bfpo_bench.console import print_scores, show
+    from bfpo_bench.train import write_leaderboard
+
+    codes = [_finish(one, folder, print_scores) for one, folder in zip(scores, folders, strict=True)]
+    show(f"leaderboard: {write_leaderboard(scoring)}")
+    return max(codes)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from bfpo_bench.console import say, show
+    from bfpo_bench.sweep import plan_sweep, run_sweep, table
+    from bfpo_bench.train import check_scoring, write_leaderboard
+
+    plan = plan_sweep(arguments.recipe, arguments.overrides, seeds=arguments.seeds, out=arguments.out)
+    scoring, data_dir = _scoring(arguments), _existing_mirror(arguments.data_dir)
+    cost = [] if scoring is None else check_scoring(plan.plain, scoring)
+    if arguments.dry_run:
+        for line in (*(f"{' '.join(point.overrides)} -> {point.recipe.out}" for point in plan.points), *cost):
+            show(line)
+        return OK
+    launcher = (sys.executable,) if arguments.launch is None else tuple(shlex.split(arguments.launch))
+    swept = run_sweep(plan, scoring, launcher=launcher, data_dir=data_dir)
+    head, *rows = table(swept)
+    _print_table(head, rows)
+    for line in swept.notes:
+        show(line)
+    show(f"sweep: {swept.csv}")
+    if scoring is not None and any(result.scores for result in swept.results):
+        show(f"leaderboard: {write_leaderboard(scoring)}")
+    if swept.failed:
+        say(f"failed: {', '.join(swept.failed)}; the same command goes on with them")
+    return PARTIAL if swept.failed or any(result.notes for result in swept.results) else OK
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
