@@ -28,6 +28,8 @@ def packed_pairs(
     scaling: float | None = None,
     dropout: float = 0.0,
     segments: Sequence[Segment] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, tokens, width], key and value [1, key heads, tokens, width] -> [1, tokens, heads, width].
@@ -36,6 +38,13 @@ def packed_pairs(
     """
     if segments is None:
         raise ValueError(f"{NAME} was called without segments: this architecture does not hand them to its attention")
+    if softcap is not None:
+        raise ValueError(f"{NAME} caps no attention scores, and this architecture does (softcap {softcap})")
+    longest = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in segments)
+    if sliding_window is not None and longest > sliding_window:
+        raise ValueError(
+            f"{NAME} has no window, and {longest} tokens are more than this architecture's {sliding_window}"
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

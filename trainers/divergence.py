@@ -86,4 +86,6 @@ def last_hidden(model: nn.Module, tokens: Tokens) -> torch.Tensor:
 
 
 def _log_probs(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return nn.functional.linear(hidden, weight.float(), None if bias is None else bias.float()).log_softmax(-1)
+    # Autocast would make this bfloat16 again, whose rounding is larger than a small divergence.
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden, weight.float(), None if bias is None else bias.float()).log_softmax(-1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from bfpo_bench import __version__
 from bfpo_bench.errors import ConfigError
@@ -32,7 +37,8 @@ def prepare_out(out: Path, *, mode: Mode, first: bool, say: Say) -> None:
     manifest = out / MANIFEST
     if mode == "resume" and not manifest.exists():
         raise ConfigError(f"{out} has no run to go on with: leave out --resume.")
-    if out.exists() and not manifest.exists() and any(out.iterdir()):
+    begun = {f"{MANIFEST}.new"}  # all that a kill before the first manifest leaves
+    if out.exists() and not manifest.exists() and {one.name for one in out.iterdir()} - begun:
         raise ConfigError(f"{out} is not empty and holds no run of this trainer: give another out=FOLDER.")
     if mode == "fresh" and manifest.exists() and first:
         aside = next(path for n in range(1, 10_000) if not (path := out.with_name(f"{out.name}.old-{n}")).exists())
@@ -59,13 +65,15 @@ def refuse_other(out: Path, recipe: Recipe, base: Base) -> None:
 
 
 def _refuse_difference(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    for part in ("recipe", "base", "data", "packages"):
+    for part in ("recipe", "base", "data", "packages", "processes"):
         before, now = _flat(old.get(part, {})), _flat(_plain_json(new.get(part, {})))
+        # Why a row was left out may be told otherwise the next time; which rows were trained on may not.
+        before, now = ({k: v for k, v in one.items() if not k.endswith(".left_out")} for one in (before, now))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not (part == "base" and key == "name"):
                 raise ConfigError(
-                    f"{out} was trained with {part}.{key} {before.get(key)!r}, now it is {now.get(key)!r}: take "
-                    "another out=FOLDER, or --fresh."
+                    f"{out} was trained with {f'{part}.{key}'.rstrip('.')} {before.get(key)!r}, now it is "
+                    f"{now.get(key)!r}: take another out=FOLDER, or --fresh."
                 )
 
 
@@ -78,7 +86,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def finish(trainer: PairTrainer, recipe: Recipe, manifest: Mapping[str, Any], *, seconds: float, first: bool) -> None:
+def finish(
+    trainer: PairTrainer, recipe: Recipe, base: Base, manifest: Mapping[str, Any], *, seconds: float, first: bool
+) -> None:
     """Save the weights as an ordinary checkpoint, then say in the manifest that they are there."""
     out = recipe.out
     temporary = out / "saving"
@@ -96,10 +106,11 @@ def finish(trainer: PairTrainer, recipe: Recipe, manifest: Mapping[str, Any], *,
     if not first:
         return
     (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
+    cast_weights(temporary, saved_dtype(recipe, base))
     for file in sorted(temporary.iterdir(), key=lambda one: one.name == "config.json"):
         file.replace(out / file.name)
     shutil.rmtree(temporary)
-    history = trainer.state.log_history
+    history = [_measured(entry) for entry in trainer.state.log_history]
     _write_json(out / "training_log.json", history)
     last = {k: v for entry in history for k, v in entry.items() if k.startswith("eval_")}
     _write_json(
@@ -112,6 +123,30 @@ def finish(trainer: PairTrainer, recipe: Recipe, manifest: Mapping[str, Any], *,
             "evaluation": last,
         },
     )
+
+
+def saved_dtype(recipe: Recipe, base: Base) -> str:
+    """The finished checkpoint's: the base's own unless the recipe says otherwise; the trained one where it has none."""
+    if recipe.save_dtype != "auto":
+        return recipe.save_dtype
+    config = _json(base.path / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or recipe.dtype)
+
+
+def cast_weights(folder: Path, dtype: str) -> None:
+    """Round the weights in `folder` to another type, a file at a time; the configuration says so."""
+    config = _json(folder / "config.json")
+    if config.get("dtype") == dtype:
+        return
+    for file in sorted(folder.glob("*.safetensors")):
+        weights = load_file(file)
+        wanted = getattr(torch, dtype)
+        save_file(
+            {name: one.to(wanted) if one.is_floating_point() else one for name, one in weights.items()},
+            file,
+            metadata={"format": "pt"},
+        )
+    _write_json(folder / "config.json", {**config, "dtype": dtype})
 
 
 def _as_ordinary(model: Any, trainer: PairTrainer) -> None:
@@ -168,6 +203,7 @@ def _data_record(part: Part) -> dict[str, Any]:
         "origin": part.read.origin,
         "sha256": part.read.sha256,
         "rows": len(part.rows),
+        "rows_sha256": hashlib.sha256("\n".join(row.row for row in part.rows).encode()).hexdigest(),
         "seen": part.read.n_seen,
         "cut": part.n_cut,
         "tokens": sum(row.n_tokens for row in part.rows),
@@ -185,6 +221,11 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _measured(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Without numbers that are none: JSON has no NaN, and one must not keep a finished run from being one."""
+    return {key: None if isinstance(one, float) and not math.isfinite(one) else one for key, one in entry.items()}
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bfpo_bench.errors import TrainingError
 from bfpo_bench.trainers.attention import NAME, block_mask
 from bfpo_bench.trainers.layout import Tokens
 
@@ -40,7 +41,7 @@ class LinearLogProb(torch.autograd.Function):
         narrow, low = hidden.to(compute), weight.to(compute)
         trained = weight.requires_grad or (bias is not None and bias.requires_grad)
         ahead = torch.empty_like(narrow) if hidden.requires_grad and not trained else None
-        normaliser = hidden.new_empty(len(targets), dtype=torch.float32)
+        normaliser = hidden.new_empty(len(targets), dtype=_wide(compute))
         found = torch.empty_like(normaliser)
         for piece in _pieces(len(targets), len(weight)):
             logits = _logits(narrow[piece], low, bias)
@@ -63,12 +64,12 @@ class LinearLogProb(torch.autograd.Function):
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         narrow, low = hidden.to(ctx.compute), weight.to(ctx.compute)
         for_hidden = torch.empty_like(narrow)
-        for_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        for_weight = torch.zeros_like(weight, dtype=_wide(ctx.compute))
+        for_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(ctx.compute))
         for piece in _pieces(len(targets), len(weight)):
             logits = _logits(narrow[piece], low, bias)
             for_logits = logits.sub_(normaliser[piece, None]).exp_().mul_(-gradient[piece, None])
-            for_logits.scatter_add_(-1, targets[piece, None], gradient[piece, None].float())
+            for_logits.scatter_add_(-1, targets[piece, None], gradient[piece, None].to(for_logits))
             if for_bias is not None:
                 for_bias += for_logits.sum(0)
             for_logits = for_logits.to(ctx.compute)
@@ -94,7 +95,12 @@ def _pieces(rows: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return nn.functional.linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).float()
+    return nn.functional.linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(_wide(weight.dtype))
+
+
+def _wide(compute: torch.dtype) -> torch.dtype:
+    """What logits are reduced in: float32, or float64 where the model is in float64."""
+    return torch.promote_types(compute, torch.float32)
 
 
 def token_log_probs(model: nn.Module, tokens: Tokens) -> torch.Tensor:
@@ -107,7 +113,7 @@ def token_log_probs(model: nn.Module, tokens: Tokens) -> torch.Tensor:
     ).logits
     row, place = tokens.predictors.unbind(1)
     answers: torch.Tensor = logits[row, place - (tokens.input_ids.shape[1] - logits.shape[1])].float()
-    return answers.log_softmax(-1).gather(-1, tokens.targets[:, None])[:, 0]
+    return answers.gather(-1, tokens.targets[:, None])[:, 0] - answers.logsumexp(-1)
 
 
 def answer_log_probs(model: nn.Module, tokens: Tokens) -> torch.Tensor:
@@ -150,7 +156,7 @@ def _ending_in_log_probs(model: nn.Module, targets: torch.Tensor) -> Iterator[No
 
     The layer itself stays where it is, so that its name in a checkpoint, its hooks and its sharding stay as they are.
     """
-    head = output_layer(model)
+    head: Any = output_layer(model)
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = LinearLogProb.apply(hidden[0], head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
@@ -163,8 +169,15 @@ def _ending_in_log_probs(model: nn.Module, targets: torch.Tensor) -> Iterator[No
         del head.forward
 
 
-def output_layer(model: nn.Module) -> Any:
-    return model.get_output_embeddings()  # type: ignore[operator]
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The layer that gives the logits; TrainingError where it is more than a weight and a bias."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Linear):
+        raise TrainingError(
+            f"The output layer is a {type(head).__name__}, not a plain linear one: leave it out of "
+            "lora.target_modules, or take layout: padded without evaluation."
+        )
+    return head
 
 
 def use_packed_attention(model: nn.Module, *, flex: bool) -> None:
@@ -173,4 +186,7 @@ def use_packed_attention(model: nn.Module, *, flex: bool) -> None:
 
 
 def use_plain_attention(model: nn.Module) -> None:
-    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    try:
+        model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    except ValueError:  # an architecture without it
+        model.set_attn_implementation("eager")  # type: ignore[operator]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +17,16 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from bfpo_bench.console import progress
 from bfpo_bench.errors import ConfigError, TrainingError
 from bfpo_bench.trainers import attention, divergence
-from bfpo_bench.trainers.layout import Layout, TokenPair, lay_out
-from bfpo_bench.trainers.logprobs import answer_log_probs, use_packed_attention, use_plain_attention
+from bfpo_bench.trainers.layout import Layout, TokenPair, TokenRow, lay_out
+from bfpo_bench.trainers.logprobs import answer_log_probs, token_log_probs, use_packed_attention, use_plain_attention
 from bfpo_bench.trainers.reading import Data, Part
 from bfpo_bench.trainers.recipe import Base, Recipe
-from bfpo_bench.trainers.reference import Share, cache_folder, with_reference
+from bfpo_bench.trainers.reference import Share, cache_folder, row_hash, with_reference
 from bfpo_bench.trainers.trainer import disable_dropout, freeze_except
 
 Say = Callable[[str], None]
-# The largest difference between both layouts that is taken for rounding, in nats a token.
-_EQUAL = {"float32": 1e-4, "bfloat16": 0.15}
+# The largest difference of a token's log-probability between both layouts, in float32, that is taken for rounding.
+_EQUAL = 1e-3
 
 
 def precision(recipe: Recipe, arguments: TrainingArguments) -> str:
@@ -39,12 +40,26 @@ def autocast(arguments: TrainingArguments) -> AbstractContextManager[Any]:
 
 
 def load_model(recipe: Recipe, folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, recipe.dtype),
-        attn_implementation="sdpa",
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    with _whole_in_every_process():
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, recipe.dtype),
+            trust_remote_code=recipe.trust_remote_code,
+        )
+
+
+@contextmanager
+def _whole_in_every_process() -> Iterator[None]:
+    """Under FSDP transformers may read weights in the first process only, and the others compute a reference too."""
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.get(name)
+    if before is not None:
+        os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
 def with_adapter(recipe: Recipe, model: Any, say: Say) -> Any:
@@ -63,6 +78,14 @@ def with_adapter(recipe: Recipe, model: Any, say: Say) -> Any:
         target_modules=list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        tied = module is not head and getattr(module, "weight", None) is head.weight
+        if tied and any(name == one or name.endswith(f".{one}") for one in lora.target_modules):
+            raise TrainingError(
+                f"lora.target_modules: {name} is the output layer's weight too, which an adapter would part from it: "
+                "leave it out."
+            )
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -75,35 +98,56 @@ def with_adapter(recipe: Recipe, model: Any, say: Say) -> Any:
 def choose_layout(
     recipe: Recipe, model: Any, data: Data, arguments: TrainingArguments, *, pad: int, say: Say
 ) -> Layout:
-    """packed where it gives the padded layout's log-probabilities on the longest rows of this data, else padded.
+    """packed where it gives the padded layout's log-probabilities on the longest texts of this data, else padded.
 
     Not every architecture can be packed: some look at neighbours through a window, a convolution or a state, some scale
     their logits after the output layer. Equality is measured rather than known by name.
     """
     if recipe.layout == "padded":
         return "padded"
-    rows = sorted((row for part in data.train.values() for row in part.rows), key=lambda row: -row.n_tokens)[:2]
+    rows = sorted((row for part in _parts(data) for row in part.rows), key=lambda row: -_longest_text(row))[:2]
     attention.register()
-    flex = recipe.attention == "flex" or (recipe.attention == "auto" and arguments.device.type == "cuda")
-    why = None
-    try:
-        with torch.no_grad(), autocast(arguments):
-            plain = answer_log_probs(model, lay_out(rows, layout="padded", pad=pad).to(arguments.device))
-            use_packed_attention(model, flex=flex)
-            packed = answer_log_probs(model, lay_out(rows, layout="packed", pad=pad).to(arguments.device))
-        lengths = [len(a) for r in rows for a in ((r.chosen, r.rejected) if isinstance(r, TokenPair) else (r.ids,))]
-        worst = ((plain - packed).abs() / plain.new_tensor(lengths)).max().item()
-        if not worst <= _EQUAL[precision(recipe, arguments)]:
-            why = f"log-probabilities differ by {worst:.2g} nats a token"
-    except Exception as error:  # a model's own code may fail in any way on what it was not written for
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    if why is None:
-        return "packed"
+    kernels = {"flex": (True,), "sdpa": (False,)}.get(recipe.attention) or (
+        (True, False) if arguments.device.type == "cuda" else (False,)
+    )
+    why = ""
+    with torch.no_grad(), _in_float32(model):
+        plain = token_log_probs(model, lay_out(rows, layout="padded", pad=pad).to(arguments.device))
+        for flex in kernels:
+            try:
+                use_packed_attention(model, flex=flex)
+                packed = token_log_probs(model, lay_out(rows, layout="packed", pad=pad).to(arguments.device))
+            except Exception as error:  # a model's own code may fail in any way on what it was not written for
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                continue
+            worst = (plain - packed).abs().max().item()
+            if worst <= _EQUAL:
+                return "packed"
+            why = f"log-probabilities differ by up to {worst:.2g} nats a token"
     use_plain_attention(model)
     if recipe.layout == "packed":
         raise TrainingError(f"layout: packed is not equal to the plain path on {model.config.model_type}: {why}.")
     say(f"layout: padded, since {model.config.model_type} cannot be packed ({why})")
     return "padded"
+
+
+@contextmanager
+def _in_float32(model: Any) -> Iterator[None]:
+    """Rounding in bfloat16 is as large as what some architectures do otherwise when packed. Back again is exact."""
+    kept = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    model.float()
+    try:
+        yield
+    finally:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            tensor.data = tensor.data.to(kept[name])
+
+
+def _longest_text(row: TokenRow) -> int:
+    """What a window would have to hold: of a pair, its prompt with the longer answer."""
+    if isinstance(row, TokenPair):
+        return len(row.prompt) + max(len(row.chosen), len(row.rejected))
+    return row.n_tokens
 
 
 def fill_reference(
@@ -181,7 +225,11 @@ def _log_probs_of(
     share = Share(
         rank=arguments.process_index, of=arguments.world_size, wait=arguments.distributed_state.wait_for_everyone
     )
-    quiet = nullcontext(lambda n: None) if arguments.process_index else progress(what, total=len(rows))
+    quiet = (
+        nullcontext(lambda n: None)
+        if arguments.process_index
+        else progress(what, total=len({row_hash(row) for row in rows}))
+    )
     with quiet as advance:
         return with_reference(
             rows,
@@ -209,10 +257,20 @@ def _margin_base(name: str) -> Base:
 
 def reference_for_divergence(
     recipe: Recipe, model: Any, data: Data, arguments: TrainingArguments, *, layout: Layout, pad: int
-) -> divergence.ReferenceStates | None:
-    rows = [row for part in data.evaluation.values() for row in part.rows][: recipe.kl_pairs]
-    if not rows or arguments.world_size > 1:
-        return None
-    batches = [lay_out([row], layout=layout, pad=pad).to(arguments.device) for row in rows]
+) -> dict[str, divergence.ReferenceStates]:
+    """Of the first `kl_pairs` rows of each named set."""
+    if not data.evaluation or arguments.world_size > 1 or recipe.kl_pairs < 1:
+        return {}
+    rows = {name: part.rows[: recipe.kl_pairs] for name, part in data.evaluation.items()}
+    batches = [
+        lay_out([row], layout=layout, pad=pad).to(arguments.device) for of_set in rows.values() for row in of_set
+    ]
     with autocast(arguments):
-        return divergence.reference_states(model, batches)
+        states = divergence.reference_states(model, batches)
+    found, start = {}, 0
+    for name, of_set in rows.items():
+        mine = slice(start, start + len(of_set))
+        # The output layer is kept once for all sets.
+        found[name] = replace(states, tokens=states.tokens[mine], hidden=states.hidden[mine])
+        start += len(of_set)
+    return found

@@ -27,9 +27,15 @@ OWNED = {
     "data_seed": "seed",
     "remove_unused_columns": None,
     "label_names": None,
+    "use_liger_kernel": None,
     "resume_from_checkpoint": None,
     "load_best_model_at_end": None,
     "group_by_length": None,
+    "train_sampling_strategy": None,
+    "logging_nan_inf_filter": None,
+    "label_smoothing_factor": None,
+    # A worker that outlives an epoch would go on with that epoch's order.
+    "dataloader_persistent_workers": None,
     "overwrite_output_dir": None,
 }
 
@@ -47,7 +53,7 @@ class Base:
 class Method:
     """A method of the paper's comparison: its loss, which data it sees, and which answer it prefers there.
 
-    `prefer` is what the safety data is ordered by where the recipe's source does not say otherwise; `buffered` adds one
+    `prefer` is what the safety data is ordered by, `safer` too where the recipe's source says so; `buffered` adds one
     batch of helpfulness data to every batch of safety data, else the two are shuffled into one.
     """
 
@@ -55,18 +61,17 @@ class Method:
     uses: tuple[str, ...] = ("safety", "helpfulness")
     prefer: Literal["helpful", "safer"] = "helpful"
     buffered: bool = True
-    labels: bool = False
 
 
 METHODS = {
-    "bfpo": Method(loss="bfpo", labels=True),
+    "bfpo": Method(loss="bfpo"),
     "dpo": Method(loss="dpo"),
     "ipo": Method(loss="ipo"),
     # The paper's comparison set (section 4): one of the two preferences alone, both in one heap, weighted sums.
     "dpo-helpful": Method(loss="dpo", uses=("helpfulness",)),
     "dpo-safe": Method(loss="dpo", uses=("safety",), prefer="safer"),
     "dpo-mix": Method(loss="dpo", prefer="safer", buffered=False),
-    "morl": Method(loss="morl", labels=True),
+    "morl": Method(loss="morl"),
     "modpo": Method(loss="modpo"),
     # Of a safety pair, the authors imitate the safer answer.
     "sft": Method(loss="sft", prefer="safer", buffered=False),
@@ -82,6 +87,7 @@ class LossRecipe:
     b1: float = 3.0
     b3: float | None = None
     beta: float = 0.1
+    label_smoothing: float = 0.0
     weight: float = 0.5
 
 
@@ -100,9 +106,11 @@ class Recipe:
     """One training run. Lengths are in tokens; `out` is the folder of the finished checkpoint.
 
     `select` names the weights that are trained (`down_proj` matches that part of a dotted name), all where it is empty.
-    `long_prompts`: leave out pairs whose prompt is longer than `max_prompt_length` (skip), or keep the prompt's end
-    (cut). `margin_model` is MODPO's model of the other preference. `evaluate` names sources by what they measure.
-    `kl_pairs` of them are read in full for the KL divergence from the reference.
+    `dtype` is what weights are trained in, `save_dtype` what the finished checkpoint has (auto: what the base has, so
+    that both are scored in the same arithmetic). `long_prompts`: leave out pairs whose prompt is longer than
+    `max_prompt_length` (skip), or keep the prompt's end (cut). `margin_model` is MODPO's model of the other preference.
+    `evaluation` names sources by what they measure; `kl_pairs` of each are read in full for the KL divergence from the
+    reference.
     """
 
     model: str
@@ -123,6 +131,7 @@ class Recipe:
     max_prompt_length: int = 512
     long_prompts: Literal["skip", "cut"] = "skip"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    save_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     layout: Literal["auto", "packed", "padded"] = "auto"
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     contamination: Literal["drop", "keep", "refuse"] = "drop"
@@ -147,7 +156,8 @@ class Recipe:
             source: Source | None = getattr(self, part)
             if source is None:
                 continue
-            found[part] = replace(source, prefer=self.settings.prefer) if part == "safety" else source
+            safer = part == "safety" and self.settings.prefer == "safer"
+            found[part] = replace(source, prefer="safer") if safer else source
         return found
 
     def resolved(self) -> dict[str, Any]:
@@ -158,12 +168,16 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-7 as text; people write it, and mean the number, as YAML 1.2 does."""
+    """Two rules of YAML 1.2: 5e-7 is a number, and `no` is text (`save_strategy: no`), only true and false are not."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def find_recipe(name: str) -> Path:
@@ -203,7 +217,8 @@ def _name(stem: str, method: str, overrides: Sequence[str]) -> str:
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in ("method", "out"):
-            changes.append(re.sub(r"[^A-Za-z0-9.]+", "-", f"{key.rpartition('.')[2]}{value}").strip("-"))
+            short = key.removeprefix("loss.").removeprefix("training.")
+            changes.append(re.sub(r"[^A-Za-z0-9.]+", "-", f"{short}{value}").strip("-"))
     parts = [stem if stem.endswith(method) else f"{stem}-{method}", *sorted(changes)]
     return "-".join(parts)[:120]
 
@@ -293,9 +308,6 @@ def _check(recipe: Recipe, *, where: str) -> None:
         raise ConfigError(f"{did_you_mean('method', recipe.method, METHODS)} It stands in {where}.")
     if not recipe.sources:
         raise ConfigError(f"{where} has no data for {recipe.method}: give {' or '.join(recipe.settings.uses)}.")
-    for part in METHODS[recipe.method].uses:
-        if len(METHODS[recipe.method].uses) == 1 and getattr(recipe, part) is None:
-            raise ConfigError(f"{recipe.method} learns from {part} data, which {where} does not name.")
     for key in ("max_length", "max_prompt_length"):
         if getattr(recipe, key) < 2:
             raise ConfigError(f"{key} of {where} is {getattr(recipe, key)}: 2 tokens are the least.")
@@ -310,6 +322,11 @@ def _check(recipe: Recipe, *, where: str) -> None:
         raise ConfigError(
             f"modpo needs margin_model, the checkpoint of the other preference's method (e.g. of dpo-safe), and no "
             f"other method has one; {where} has method {recipe.method} and margin_model {recipe.margin_model}."
+        )
+    if recipe.method in ("bfpo", "morl") and any(source.prefer == "safer" for source in recipe.sources.values()):
+        raise ConfigError(
+            f"prefer: safer is not for {recipe.method} ({where}): its pairs are ordered by helpfulness, and the labels "
+            "say which answer is safe. Leave it out."
         )
     if recipe.attention == "flex" and recipe.layout == "padded":
         raise ConfigError(f"attention: flex is for the packed layout; {where} has layout: padded.")

@@ -11,13 +11,14 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bfpo_bench.errors import ConfigError
+from bfpo_bench.errors import ConfigError, TrainingError
 from bfpo_bench.trainers.layout import TokenPair
 
 # Bump where the same key would now give other numbers.
@@ -50,7 +51,8 @@ def with_reference(
 
     `compute` gives [pairs, 2] for a batch. Each process computes its share of what is missing and stores it batch by
     batch, so that a killed pass goes on where it was. Two stored rows are computed again and compared: ConfigError
-    where they differ by more than rounding, which names the folder to delete.
+    where they differ by more than rounding, which names the folder to delete; TrainingError where the model gives a row
+    no finite number.
     """
     names = [row_hash(row) for row in rows]
     stored = _stored(folder)
@@ -65,6 +67,9 @@ def with_reference(
     for start in range(0, len(mine), batch):
         part = mine[start : start + batch]
         values = np.asarray(compute([by_name[name] for name in part]), dtype=np.float64)
+        for name, pair in zip(part, values, strict=True):
+            if not np.isfinite(pair).all():
+                raise TrainingError(f"The reference's log-probabilities of row {by_name[name].row} are not finite.")
         _store(folder / f"rank-{share.rank}.sqlite", dict(zip(part, map(tuple, values.tolist()), strict=True)))
         progress(len(part) * share.of)
     share.wait()
@@ -94,27 +99,24 @@ def _stored(folder: Path) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for file in sorted(folder.glob("rank-*.sqlite")):
         try:
-            with sqlite3.connect(file, timeout=60) as connection:
+            with closing(sqlite3.connect(file, timeout=60)) as connection:
                 rows = connection.execute("SELECT row, chosen, rejected FROM log_probs")
                 found |= {row: (chosen, rejected) for row, chosen, rejected in rows}
-            connection.close()
-        except sqlite3.OperationalError as error:
-            if "no such table" not in str(error):
-                raise
         except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"The reference cache {file} is damaged ({error}): delete it, it is made again."
-            ) from error
+            # A kill may come between the file and its table.
+            if "no such table" not in str(error):
+                raise ConfigError(
+                    f"The reference cache {file} cannot be read ({error}): delete it, it is made again."
+                ) from error
     return found
 
 
 def _store(file: Path, values: Mapping[str, tuple[float, ...]]) -> None:
-    with sqlite3.connect(file, timeout=60) as connection:
+    with closing(sqlite3.connect(file, timeout=60)) as connection, connection:
         connection.execute("CREATE TABLE IF NOT EXISTS log_probs (row TEXT PRIMARY KEY, chosen REAL, rejected REAL)")
         connection.executemany(
             "INSERT OR REPLACE INTO log_probs VALUES (?, ?, ?)", [(name, *pair) for name, pair in values.items()]
         )
-    connection.close()
 
 
 def _check_stored(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ from bfpo_bench.trainers.layout import Ids, TokenConversation, TokenPair
 from bfpo_bench.trainers.records import Conversation, Preference, PreferencePair, Problem
 from bfpo_bench.types import Message
 
+# Stands for an answer where only what the template puts behind one is wanted.
+_ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
+
 
 class PairTokeniser:
-    """Renders through the chat template and tokenises prompt and answer apart, as at generation.
+    """Renders through the chat template; the prompt's tokens are those of generation, the answer's those behind it.
 
     An answer ends with the template's end-of-turn token; what the template puts behind that token (a line break) is
     not learnt. Where a template ends an answer with no special token, the tokenizer's end of sequence is put there.
@@ -33,7 +36,7 @@ class PairTokeniser:
             )
         self.tokenizer = tokenizer
         # Not `all_special_tokens`: those are the named ones, and an end of turn often has no name.
-        self._special = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
+        self._special = sorted(one.content for one in tokenizer.added_tokens_decoder.values() if one.special)
         self.max_length, self.max_prompt_length, self.long_prompts = max_length, max_prompt_length, long_prompts
 
     def pair(self, pair: PreferencePair, *, prefer: Preference = "helpful") -> TokenPair | Problem:
@@ -41,13 +44,17 @@ class PairTokeniser:
 
         A pair without a safety preference keeps its order by helpfulness.
         """
+        if token := self._control_token([*(one.content for one in pair.prompt), pair.chosen, pair.rejected]):
+            return Problem(row=pair.row, reason=f"its text has the control token {token}")
         chosen_safer = safety_preference(pair)
-        prompt = self._prompt(pair.prompt)
+        before = self._render(pair.prompt, prompt=True)
+        front = self._ids(before)
+        prompt = self._prompt(front)
         if isinstance(prompt, str):
             return Problem(row=pair.row, reason=prompt)
         answers, n_cut = [], 0
         for text in (pair.chosen, pair.rejected):
-            whole = self._answer(pair.prompt, text)
+            whole = self._behind(front, before, self._answer(pair.prompt, before, text))
             room = self.max_length - len(prompt)
             n_cut += len(whole) > room
             answers.append(whole[:room])
@@ -72,6 +79,8 @@ class PairTokeniser:
 
     def conversation(self, conversation: Conversation) -> TokenConversation | Problem:
         """The conversation in token ids, cut at `max_length`; every turn of the assistant is learnt."""
+        if token := self._control_token(one.content for one in conversation.messages):
+            return Problem(row=conversation.row, reason=f"its text has the control token {token}")
         pieces: list[Ids] = []
         learnt: list[bool] = []
         done = ""
@@ -85,8 +94,8 @@ class PairTokeniser:
                     row=conversation.row, reason="the chat template rewrites earlier turns of a conversation"
                 )
             answer = self._ended(after[len(before) :])
-            for text, say in ((before[len(done) :], False), (answer, True)):
-                ids = self._ids(text)
+            for front, text, say in ((done, before[len(done) :], False), (before, answer, True)):
+                ids = self._behind(self._ids(front), front, text)
                 pieces.append(ids)
                 learnt += [say] * len(ids)
             done = before + answer
@@ -101,8 +110,7 @@ class PairTokeniser:
             ids=ids[: self.max_length], learnt=mask, source=conversation.source, row=conversation.row, n_cut=n_cut
         )
 
-    def _prompt(self, messages: Sequence[Message]) -> Ids | str:
-        ids = self._ids(self._render(messages, prompt=True))
+    def _prompt(self, ids: Ids) -> Ids | str:
         if len(ids) <= self.max_prompt_length:
             return ids
         if self.long_prompts == "skip":
@@ -111,16 +119,36 @@ class PairTokeniser:
         first = ids[:1] if ids[0] == self.tokenizer.bos_token_id else ids[:0]
         return np.concatenate([first, ids[len(ids) - self.max_prompt_length + len(first) :]])
 
-    def _answer(self, prompt: Sequence[Message], text: str) -> Ids:
-        before = self._render(prompt, prompt=True)
+    def _answer(self, prompt: Sequence[Message], before: str, text: str) -> str:
         after = self._render([*prompt, Message(role="assistant", content=text)], prompt=False)
-        return self._ids(self._ended(after[len(before) :] if after.startswith(before) else text))
+        if after.startswith(before):
+            return self._ended(after[len(before) :])
+        # The prompt opens something that a finished answer is shown without (a thought); a turn ends all the same.
+        shown = self._render([*prompt, Message(role="assistant", content=_ANSWER)], prompt=False)
+        return self._ended(text + shown.rpartition(_ANSWER)[2])
+
+    def _behind(self, front: Ids, before: str, text: str) -> Ids:
+        """The ids of `text` behind `before`, whose ids are `front`.
+
+        Tokenised alone it would begin with a space under tokenizers that put one before a text (Llama 2, Mistral).
+        """
+        whole = self._ids(before + text)
+        return whole[len(front) :] if np.array_equal(whole[: len(front)], front) else self._ids(text)
 
     def _ended(self, answer: str) -> str:
         kept = answer.rstrip()
         if any(kept.endswith(token) for token in self._special):
             return kept
-        return answer + (self.tokenizer.eos_token or "")
+        if self.tokenizer.eos_token is None:
+            raise ConfigError(
+                "Neither the chat template nor the tokenizer ends an answer, so that none would be learnt to end: give "
+                "a chat_template that ends a turn with a special token."
+            )
+        return answer + str(self.tokenizer.eos_token)
+
+    def _control_token(self, texts: Iterable[str]) -> str | None:
+        """A token of the template's that stands in the data: it would end the turn there, or begin another."""
+        return next((token for text in texts for token in self._special if token in text), None)
 
     def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(

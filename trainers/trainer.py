@@ -12,12 +12,13 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -92,7 +93,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         pad: int,
         train_dataset: BufferedOrder,
         eval_dataset: Any = None,
-        divergence: ReferenceStates | None = None,
+        divergence: Mapping[str, ReferenceStates] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -109,7 +110,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         self.pop_callback(PrinterCallback)
         self.add_callback(_Bar if not args.disable_tqdm else _Lines)
         self.objective = objective
-        self.divergence = divergence
+        self.divergence = divergence or {}
         # The loss below is a sum over the whole step already.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = False
@@ -117,6 +118,11 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         self._tokens, self._since = 0, time.perf_counter()
         self._step_rows: list[str] = []
         self._broken = torch.zeros(1, device=args.device)
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        """Not where a resumed run has all its steps: the Trainer would do one more before it asks."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**arguments)
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 
@@ -206,19 +212,38 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         if not (loss or gradient):
             return
         what = "loss" if loss else "gradient"
-        rows = list(dict.fromkeys(self._step_rows))
-        self._save_checkpoint(self.model, None)
+        rows = list(dict.fromkeys(gather_object(self._step_rows)))
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # This interval's sums are broken too.
+        self._metrics.reset()
+        # A whole state of this step is not written over: a kill could come in between.
+        if not (folder / COMPLETE).exists():
+            self._save_checkpoint(self.model, None)
         if self.args.should_save:
             (folder / "stopped.json").write_text(
                 json.dumps({"reason": f"{what} is not finite", "rows": rows}, indent=1)
             )
+        # A launcher ends all processes once one has failed.
+        self.accelerator.wait_for_everyone()
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         raise TrainingError(
             f"The {what} of step {self.state.global_step + 1} is not finite, in a batch of rows {shown}. The weights "
             f"before it are in {folder}, with all row ids in stopped.json: lower training.learning_rate, or leave the "
             "rows out."
         )
+
+    def check_last_step(self) -> None:
+        """What the next step would have met: TrainingError where the last one left weights that give no number."""
+        batch = self._prepare_inputs(self.data_collator([self.train_dataset[0]]))
+        model = self._wrap_model(self.model, training=False)
+        model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            finite = bool(self._losses(model, batch).losses.isfinite().all())
+        if not finite:
+            raise TrainingError(
+                f"The loss after the last step, {self.state.global_step}, is not finite, in rows "
+                f"{', '.join(batch['rows'])}: its weights are of no use. Lower training.learning_rate."
+            )
 
     # -- metrics -------------------------------------------------------------------------------------------------------
 
@@ -250,7 +275,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
         total = Accumulator((*_names(self.objective), "loss"))
-        for batch in dataloader:
+        for batch in _without_drawing(dataloader):
             with torch.no_grad(), self.compute_loss_context_manager():
                 found = self._losses(model, self._prepare_inputs(batch))
             kept = found.losses[found.counted].double()
@@ -259,9 +284,10 @@ class PairTrainer(Trainer):  # type: ignore[misc]
                 total.add(found.tally)
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = total.read(reduce=self._sum_over_processes)
-        if self.divergence is not None and self.accelerator.num_processes == 1:
+        states = self.divergence.get(metric_key_prefix.removeprefix("eval_"))
+        if states is not None and self.accelerator.num_processes == 1:
             with torch.no_grad(), self.compute_loss_context_manager():
-                metrics["kl"] = mean_divergence(model, self.divergence)
+                metrics["kl"] = mean_divergence(model, states)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=named, num_samples=self.num_examples(dataloader))
 
@@ -316,7 +342,7 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and (line := log_line(state, logs or {})):
-            self.training_bar.write(line)
+            self.training_bar.write(line, file=sys.stderr)
 
 
 class _Lines(TrainerCallback):  # type: ignore[misc]
@@ -324,7 +350,7 @@ class _Lines(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and (line := log_line(state, logs or {})):
-            print(line, flush=True)
+            print(line, flush=True, file=sys.stderr)
 
 
 def log_line(state: Any, logs: Mapping[str, Any]) -> str:
@@ -343,6 +369,14 @@ def log_line(state: Any, logs: Mapping[str, Any]) -> str:
     ]
     where = f"step {state.global_step}/{state.max_steps}" + (f", {start.rstrip('_')}" if start else "")
     return f"{where}: {', '.join(shown)}"
+
+
+def _without_drawing(loader: Any) -> Iterator[Any]:
+    """The loader's batches. To begin draws a random number, which a run that resumes behind an evaluation has not."""
+    state = torch.get_rng_state()
+    for batch in loader:
+        torch.set_rng_state(state)
+        yield batch
 
 
 def _names(objective: Objective) -> tuple[str, ...]:

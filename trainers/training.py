@@ -53,6 +53,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "report_to": "none",
     "gradient_checkpointing_kwargs": {"use_reentrant": False},
 }
+# Switches that must stay off.
+_BREAKS_A_PROMISE: Mapping[str, str] = {
+    "save_only_model": "a run could not be resumed",
+    "ignore_data_skip": "a resumed run would see other rows",
+    "dataloader_persistent_workers": "workers would go on with the first epoch's order",
+    "fp16": "the reference is computed in float32 or bfloat16 (training.bf16)",
+}
 
 
 def train(
@@ -86,6 +93,7 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=recipe.trust_remote_code)
     data = read_data(recipe, tokenizer, prompts=prompts, unchecked=unchecked, say=say)
     manifest = manifest_of(recipe, base, data, prompts=prompts, unchecked=unchecked, processes=arguments.world_size)
+    _refuse_empty_epochs(recipe, data, arguments)
     if dry_run:
         for line in _plan(recipe, data, arguments):
             say(line)
@@ -94,7 +102,7 @@ def train(
         begin(out, manifest)
     arguments.distributed_state.wait_for_everyone()
     started = time.time()
-    trainer = _trainer(recipe, base, tokenizer, data, arguments, cache=cache or cache_root(), say=say)
+    trainer = prepared_trainer(recipe, base, tokenizer, data, arguments, cache=cache or cache_root(), say=say)
     removed = remove_incomplete_checkpoints(out / STATE) if first else []
     arguments.distributed_state.wait_for_everyone()
     if removed:
@@ -103,13 +111,20 @@ def train(
     if checkpoints:
         say(f"going on from {checkpoints[-1].name}")
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    if data.evaluation:
+    trainer.check_last_step()
+    if not _is_evaluated(trainer, data):
         trainer.evaluate()
-    finish(trainer, recipe, manifest, seconds=time.time() - started, first=first)
+    finish(trainer, recipe, base, manifest, seconds=time.time() - started, first=first)
     say(f"checkpoint: {out}")
     del trainer
     gc.collect()
     return out
+
+
+def _is_evaluated(trainer: PairTrainer, data: Data) -> bool:
+    """Whether the weights as they are now have been evaluated on every set, as after a last epoch that was not cut."""
+    now = [entry for entry in trainer.state.log_history if entry.get("step") == trainer.state.global_step]
+    return all(any(f"eval_{name}_loss" in entry for entry in now) for name in data.evaluation)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -120,7 +135,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     known = TrainingArguments.__dataclass_fields__
     for key in recipe.training:
         if key not in known:
-            raise ConfigError(f"{did_you_mean('key', f'training.{key}', [f'training.{one}' for one in known])}")
+            raise ConfigError(did_you_mean("key", f"training.{key}", [f"training.{one}" for one in known]))
+        _check_type(key, recipe.training[key], known[key].default)
     cuda = torch.cuda.is_available()
     given = {
         **_DEFAULTS,
@@ -144,11 +160,35 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         arguments = TrainingArguments(**given)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
-    if arguments.save_only_model:
-        raise ConfigError("training.save_only_model is not free: a run could not be resumed; leave it out.")
+    for key, why in _BREAKS_A_PROMISE.items():
+        if getattr(arguments, key):
+            raise ConfigError(f"training.{key} is not free: {why}; leave it out.")
+    if arguments.eval_strategy != "no" and not recipe.evaluation:
+        raise ConfigError("training.eval_strategy: there is nothing to evaluate on, name it under evaluation.")
     # Without a launcher the Trainer would copy the model to every GPU and cut the packed row in pieces.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    """TrainingArguments takes whatever it is given; a word for a number would come out far from here."""
+    if isinstance(default, bool):
+        right, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int | float):
+        right, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    else:
+        return
+    if not right and value is not None:
+        raise ConfigError(f"training.{key}: {value!r} is no value for it: {wanted} is wanted.")
+
+
+def _refuse_empty_epochs(recipe: Recipe, data: Data, arguments: TrainingArguments) -> None:
+    n, per_step = len(_order(recipe, data)), arguments.per_device_train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and n < per_step:
+        raise ConfigError(
+            f"an epoch has {n} rows, fewer than the {per_step} of a step of {arguments.world_size} processes: lower "
+            "training.per_device_train_batch_size."
+        )
 
 
 def _plan(recipe: Recipe, data: Data, arguments: TrainingArguments) -> list[str]:
@@ -200,7 +240,7 @@ def _named_by_part(data: Data) -> Data:
 # -- the trainer -------------------------------------------------------------------------------------------------------
 
 
-def _trainer(
+def prepared_trainer(
     recipe: Recipe, base: Base, tokenizer: Any, data: Data, arguments: TrainingArguments, *, cache: Path, say: Say
 ) -> PairTrainer:
     data = _named_by_part(data)
