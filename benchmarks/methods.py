@@ -3,8 +3,10 @@
     python benchmarks/methods.py --work DIR [--methods bfpo,dpo,ipo] [--seeds 1,2,3] [--recipe demo] [--suite mini]
 
 Each method and seed is one `train RECIPE method=... seed=... --then-run SUITE`; what is done is not done again, and
-`DIR/site` is the leaderboard of all. Then a table of the tasks with answers to judge, a row a method: the change of the
-pass rate against the base in points, as a mean over seeds, with a 95 % interval and the seeds' own changes.
+`DIR/site` is the leaderboard of all. Base and checkpoints are scored in float32 (`--engine-args dtype=float32`), the
+precision that was trained and that a checkpoint is saved in: no change is one of rounding. Then a table of the tasks
+with answers to judge, a row a method: the change of the pass rate against the base in points, as a mean over seeds,
+with a 95 % interval and the seeds' own changes. The base is the run that all trained ones name as theirs.
 
 A prompt is the unit: its difference is the mean over seeds of (passed after training) - (passed before), and the
 interval is Student's t over prompts. It says what other prompts of this kind would do to this average; how seeds
@@ -25,6 +27,7 @@ import numpy as np
 from scipy.stats import permutation_test, t
 from statsmodels.stats.multitest import multipletests
 
+from bfpo_bench.errors import BenchError, ConfigError
 from bfpo_bench.leaderboard.rows import LeaderboardRow, collect
 from bfpo_bench.leaderboard.samples import sample_records
 
@@ -60,13 +63,15 @@ def main() -> int:
             if not arguments.only_print and (code := train(arguments, method, seed)):
                 print(f"{method} with seed {seed} ended with code {code}", file=sys.stderr)
                 return code
-    rows = {row.folder.name: row for row in collect([arguments.work / "runs"])}
-    base = next(row for name, row in rows.items() if not any(name.startswith(f"{m}-seed") for m in methods))
-    show_axes(base, {m: [rows[f"{m}-seed{s}-{arguments.suite}"] for s in seeds] for m in methods})
-    found = {
-        method: changes(base, [rows[f"{method}-seed{seed}-{arguments.suite}"] for seed in seeds]) for method in methods
-    }
-    show(found)
+    try:
+        rows = collect([arguments.work / "runs"])
+        trained = {m: [run_named(f"{m}-seed{seed}-{arguments.suite}", rows) for seed in seeds] for m in methods}
+        base = base_of([row for of_method in trained.values() for row in of_method], rows)
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show_axes(base, trained)
+    show({method: changes(base, of_method) for method, of_method in trained.items()})
     return 0
 
 
@@ -77,10 +82,31 @@ def train(arguments: argparse.Namespace, method: str, seed: int) -> int:
         f"out={work / f'{method}-seed{seed}'}",
         *([f"margin_model={work / f'dpo-safe-seed{seed}'}"] if method == "modpo" else []),
         *("--then-run", arguments.suite, "--runs", str(work / "runs"), "--leaderboard", str(work / "site")),
+        *("--engine-args", "dtype=float32"),
     ]
     work.mkdir(parents=True, exist_ok=True)
     with (work / f"{method}-seed{seed}.log").open("a", encoding="utf-8") as log:
         return subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+
+
+def run_named(name: str, rows: Sequence[LeaderboardRow]) -> LeaderboardRow:
+    found = next((row for row in rows if row.folder.name == name), None)
+    if found is None:
+        raise ConfigError(
+            f"No scored run {name}: run this again without --only-print, or leave its method or seed out."
+        )
+    return found
+
+
+def base_of(trained: Sequence[LeaderboardRow], rows: Sequence[LeaderboardRow]) -> LeaderboardRow:
+    """The run that all of `trained` have as their base's; ConfigError where one has none, or two have other ones."""
+    for row in trained:
+        if row.base is None:
+            raise ConfigError(f"{row.folder.name} has no run of its base beside it that was asked the same: score one.")
+    slugs = sorted({row.base for row in trained if row.base is not None})
+    if len(slugs) != 1:
+        raise ConfigError(f"The trained runs have several bases ({', '.join(slugs)}): give each a --work of its own.")
+    return next(row for row in rows if row.slug == slugs[0])
 
 
 def passed(row: LeaderboardRow) -> dict[str, dict[str, bool | None]]:

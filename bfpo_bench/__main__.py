@@ -462,7 +462,12 @@ def _add_train(verbs: Any) -> None:
     verb = _verb(verbs, "train", _train, "train a model by a recipe, and score it beside its base; run again to resume")
     verb.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a bundled recipe: demo")
     verb.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="changes: seed=2 loss.tau=0.1 method=dpo out=DIR"
+        # Without a default, argparse would call it required where RECIPE is missing.
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes: seed=2 loss.tau=0.1 method=dpo out=DIR",
     )
     mode = verb.add_mutually_exclusive_group()
     mode.add_argument(
@@ -486,7 +491,9 @@ def _add_sweep(verbs: Any) -> None:
         verbs, "sweep", _sweep, "train a recipe at every point of a grid, and show which points trade off best"
     )
     verb.add_argument("recipe", metavar="RECIPE", help="as for `train`")
-    verb.add_argument("overrides", nargs="*", metavar="KEY=V1,V2", help="a grid: alpha=0,0.5 loss.tau=0.01,0.1")
+    verb.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=V1,V2", help="a grid: alpha=0,0.5 loss.tau=0.01,0.1"
+    )
     verb.add_argument("--seeds", metavar="1,2,3", help="the same as seed=1,2,3")
     verb.add_argument("--out", type=Path, metavar="DIR", help="of the checkpoints and sweep.csv (default: OUT-sweep)")
     verb.add_argument(
@@ -568,7 +575,9 @@ def _train(arguments: argparse.Namespace) -> int:
             show(f"checkpoint: {folder}")
         return OK
     child = train_arguments(path, arguments.overrides, mode=arguments.mode, check=suites, data_dir=data_dir)
-    code, scored = train_and_score(recipe, scoring, train=lambda: in_a_process(child))
+    code, scored = train_and_score(
+        recipe, scoring, check=lambda: in_a_process([*child, "--dry-run"]), train=lambda: in_a_process(child)
+    )
     if scored is None:
         return code
     return _show_scored(scoring, [scored.base_scores, scored.scores], [scored.base, scored.checkpoint])

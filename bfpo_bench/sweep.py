@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bfpo_bench.console import say
@@ -21,6 +22,7 @@ from bfpo_bench.store import write_atomically
 from bfpo_bench.train import (
     Scoring,
     in_a_process,
+    is_base_scored,
     n_processes,
     score_base,
     score_checkpoint,
@@ -31,6 +33,14 @@ from bfpo_bench.types import Axis
 
 # In the table's order; what the frontier does not see stands between the two that it does.
 SHOWN: tuple[Axis, ...] = ("harmlessness", "over_refusal", "helpfulness")
+# Its values repeat a setting; they make no settings of their own.
+SEED = "seed"
+# What a point may not differ in from the others.
+_ONE_FOR_ALL = {
+    "out": "each point has a folder of its own below --out",
+    "model": "all points are compared with one base. Sweep over each model apart",
+    "revision": "all points are compared with one base. Sweep over each revision apart",
+}
 # `__main__`'s exit code of a command that was interrupted.
 _INTERRUPTED = 130
 
@@ -61,11 +71,11 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A score from 0 to 1 with its interval."""
+    """A score from 0 to 1 with its interval; a mean over seeds has none, as its seeds answer the same prompts."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,26 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mean(Result):
+    """A setting's scores, each the mean over its seeds; `repeats` are the results of all of them, in their order.
+
+    `settings` are without the seed.
+    """
+
+    repeats: tuple[Result, ...]
+
+    @property
+    def scored(self) -> tuple[Result, ...]:
+        return tuple(result for result in self.repeats if result.scores)
+
+    @property
+    def of(self) -> str:
+        """How many seeds it is the mean of."""
+        n = len(self.scored)
+        return f"{n}" if n == len(self.repeats) else f"{n} of {len(self.repeats)}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Swept:
     """All results in the grid's order, the base's where there is one, and the file that holds them."""
 
@@ -97,6 +127,26 @@ class Swept:
     @property
     def shown(self) -> tuple[Result, ...]:
         return (*([] if self.base is None else [self.base]), *self.results)
+
+    @property
+    def means(self) -> tuple[Mean, ...]:
+        """A mean a setting where seeds were swept over and something was scored, else none."""
+        if SEED not in self.keys or not any(result.scores for result in self.results):
+            return ()
+        return means_over_seeds(self.results)
+
+    @property
+    def compared(self) -> tuple[Result, ...]:
+        """What the frontier is drawn through: the base and every setting, once each."""
+        return (*([] if self.base is None else [self.base]), *(self.means or self.results))
+
+    @property
+    def rows(self) -> tuple[Result, ...]:
+        """What is shown, in order: the base, then every result, a setting's seeds together with their mean below."""
+        if not self.means:
+            return self.shown
+        grouped = (one for mean in self.means for one in (*mean.repeats, mean))
+        return (*([] if self.base is None else [self.base]), *grouped)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -111,7 +161,10 @@ class Swept:
         """How the table is to be read, and why points are partial."""
         if not any(result.scores for result in self.results):
             return ()
-        how = "frontier: no other point is at least as harmless and as helpful, and better on one: by the values alone"
+        how = (
+            "frontier: no other setting is at least as harmless and as helpful, and better on one: by the values alone"
+        )
+        how += ", of a setting's seeds by their mean" if self.means else ""
         blind = "it does not see over-refusal: read `benign answered` beside it"
         return (how, blind, *(f"partial: {result.name}: {note}" for result in self.shown for note in result.notes))
 
@@ -186,8 +239,9 @@ def plan_sweep(recipe: str, settings: Sequence[str], *, seeds: str | None = None
         )
     path = find_recipe(recipe)
     fixed, axes = split_arguments(settings, seeds=seeds)
-    if "out" in axes:
-        raise ConfigError("out is no setting to sweep over: each point has a folder of its own below --out.")
+    for key, why in _ONE_FOR_ALL.items():
+        if key in axes:
+            raise ConfigError(f"{key} is no setting to sweep over: {why}.")
     plain = load_recipe(path, fixed)
     folder = out or plain.out.with_name(f"{plain.out.name}-sweep")
     points = []
@@ -202,6 +256,38 @@ def plan_sweep(recipe: str, settings: Sequence[str], *, seeds: str | None = None
 
 
 # -- the frontier ------------------------------------------------------------------------------------------------------
+
+
+def means_over_seeds(results: Sequence[Result]) -> tuple[Mean, ...]:
+    """The mean of each setting, in the order in which settings come first. A seed that failed is no part of it.
+
+    An axis has a mean where every scored seed has it: over some of them, two settings' means would be of other seeds.
+    """
+    repeats: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    for result in results:
+        setting = tuple((key, value) for key, value in result.settings.items() if key != SEED)
+        repeats.setdefault(setting, []).append(result)
+    return tuple(_mean(dict(setting), found) for setting, found in repeats.items())
+
+
+def _mean(settings: Mapping[str, str], repeats: Sequence[Result]) -> Mean:
+    scored = [result for result in repeats if result.scores]
+    scores: dict[Axis, Rate | None] = {}
+    for axis in SHOWN if scored else ():
+        rates = [result.rate(axis) for result in scored]
+        values = [rate.value for rate in rates if rate is not None]
+        scores[axis] = Rate(value=fmean(values)) if len(values) == len(scored) else None
+    failed = [result.name for result in repeats if result.failed is not None]
+    notes = [f"without {', '.join(failed)}"] if failed else []
+    notes += [f"partial: {result.name}" for result in scored if result.notes]
+    return Mean(
+        name=" ".join(["mean", *overrides_of(settings)]),
+        settings=settings,
+        scores=scores,
+        notes=tuple(notes),
+        failed=None if scored else "none of its seeds was scored",
+        repeats=tuple(repeats),
+    )
 
 
 def frontier(results: Sequence[Result], *, axes: tuple[Axis, Axis] = ("harmlessness", "helpfulness")) -> list[str]:
@@ -222,7 +308,9 @@ def frontier(results: Sequence[Result], *, axes: tuple[Axis, Axis] = ("harmlessn
 def refuses_more(result: Result, base: Result) -> bool:
     """Whether it answers fewer benign requests than the base, beyond both intervals."""
     mine, its = result.rate("over_refusal"), base.rate("over_refusal")
-    return mine is not None and its is not None and mine.high < its.low
+    if mine is None or its is None or mine.high is None or its.low is None:
+        return False
+    return mine.high < its.low
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -239,6 +327,8 @@ def run_sweep(
 
     A point that was trained and scored before is found complete by the stages themselves.
     """
+    if scoring is not None and not is_base_scored(sweep.plain, scoring):
+        _check_first(sweep, scoring, data_dir=data_dir)
     base_scores = None if scoring is None else score_base(sweep.plain, scoring)
     results = []
     for number, point in enumerate(sweep.points, 1):
@@ -260,17 +350,32 @@ def run_sweep(
     return swept
 
 
+def _check_first(sweep: Sweep, scoring: Scoring, *, data_dir: Path | None) -> None:
+    """What is wrong with the first point's data is most likely so with all: told before a base is scored for hours."""
+    first = sweep.points[0]
+    arguments = [*_arguments(sweep, first, scoring, data_dir=data_dir), "--dry-run"]
+    if (code := _code(arguments)) != 0:
+        raise EngineError(f"The recipe or data of {first.name} is wrong, as told above (exit code {code}): mend it.")
+
+
 def _train(
     sweep: Sweep, point: Point, scoring: Scoring | None, *, launcher: Sequence[str], data_dir: Path | None
 ) -> None:
+    if (code := _code(_arguments(sweep, point, scoring, data_dir=data_dir), launcher=launcher)) != 0:
+        raise EngineError(f"its training ended with exit code {code}")
+
+
+def _arguments(sweep: Sweep, point: Point, scoring: Scoring | None, *, data_dir: Path | None) -> list[str]:
     overrides = [*sweep.fixed, *point.overrides, f"out={point.recipe.out}"]
     check = [] if scoring is None else [scoring.suite]
-    arguments = train_arguments(sweep.path, overrides, check=check, data_dir=data_dir)
+    return train_arguments(sweep.path, overrides, check=check, data_dir=data_dir)
+
+
+def _code(arguments: Sequence[str], *, launcher: Sequence[str] = (sys.executable,)) -> int:
     code = in_a_process(arguments, launcher=launcher)
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
-    if code != 0:
-        raise EngineError(f"its training ended with exit code {code}")
+    return code
 
 
 def _result(point: Point, scores: Mapping[str, Any] | None) -> Result:
@@ -292,44 +397,73 @@ def scored_result(name: str, scores: Mapping[str, Any]) -> Result:
 
 def table(swept: Swept) -> list[tuple[str, ...]]:
     """Head and rows of cells: settings, the scores in % with their intervals, and whether the frontier holds it."""
-    best = set(frontier(swept.shown))
+    best = set(frontier(swept.compared))
     rows = [(*swept.keys, "harmlessness", "benign answered", "helpfulness", "")]
-    for result in swept.shown:
-        mine = tuple(result.settings.get(key, "") for key in swept.keys)
-        head = ("base", *mine[1:]) if result is swept.base else mine
-        rows.append((*head, *(_cell(result.rate(axis)) for axis in SHOWN), _remark(result, swept.base, best)))
+    for result in swept.rows:
+        scores = (_cell(result.rate(axis)) for axis in SHOWN)
+        rows.append((*_head(result, swept), *scores, _remark(result, swept.base, best)))
     return rows
 
 
+def _head(result: Result, swept: Swept) -> tuple[str, ...]:
+    mine = tuple(result.settings.get(key, "") for key in swept.keys)
+    if result is swept.base:
+        return ("base", *mine[1:])
+    if isinstance(result, Mean):
+        return tuple(
+            f"mean of {result.of}" if key == SEED else cell for key, cell in zip(swept.keys, mine, strict=True)
+        )
+    return mine
+
+
 def _cell(rate: Rate | None) -> str:
-    return "not measured" if rate is None else f"{100 * rate.value:.1f} ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
+    if rate is None:
+        return "not measured"
+    interval = "" if rate.low is None or rate.high is None else f" ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
+    return f"{100 * rate.value:.1f}{interval}"
 
 
 def _remark(result: Result, base: Result | None, best: set[str]) -> str:
     if result.failed is not None:
         return "failed"
     remarks = ["frontier"] if result.name in best else []
-    if base is not None and refuses_more(result, base):
-        remarks.append("refuses more than the base")
+    if base is not None:
+        remarks += _refusing(result, base)
     return ", ".join([*remarks, *(["partial"] if result.notes else [])])
 
 
+def _refusing(result: Result, base: Result) -> list[str]:
+    if not isinstance(result, Mean):
+        return ["refuses more than the base"] if refuses_more(result, base) else []
+    n = sum(refuses_more(repeat, base) for repeat in result.scored)
+    return [f"refuses more than the base with {n} of {len(result.scored)} seeds"] if n else []
+
+
 def to_csv(swept: Swept) -> str:
-    """One line a point, the base first: settings, scores from 0 to 1 with intervals; what was not measured is empty."""
-    best = set(frontier(swept.shown))
+    """The table's lines: settings, scores from 0 to 1 with intervals; what was not measured is empty.
+
+    `row` says what a line is: base, point, or the mean of `seeds` many. `frontier` is empty for a point that is one of
+    a setting's seeds, which the frontier is not drawn through.
+    """
+    best, compared = set(frontier(swept.compared)), {result.name for result in swept.compared}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     parts = [f"{axis}_{part}" for axis in SHOWN for part in ("value", "low", "high")]
-    writer.writerow(["name", *swept.keys, *parts, "frontier", "status", "reasons", "checkpoint"])
-    for result in swept.shown:
+    writer.writerow(["name", "row", *swept.keys, "seeds", *parts, "frontier", "status", "reasons", "checkpoint"])
+    for result in swept.rows:
+        kind = "base" if result is swept.base else "mean" if isinstance(result, Mean) else "point"
         settings = [result.settings.get(key, "") for key in swept.keys]
-        cells: list[float | str] = []
-        for axis in SHOWN:
-            rate = result.rate(axis)
-            cells += ["", "", ""] if rate is None else [rate.value, rate.low, rate.high]
+        seeds = str(len(result.scored)) if isinstance(result, Mean) else ""
+        cells = [cell for axis in SHOWN for cell in _numbers(result.rate(axis))]
+        on = "" if result.name not in compared else "true" if result.name in best else "false"
         status = "failed" if result.failed is not None else "partial" if result.notes else "complete"
         reasons = result.failed if result.failed is not None else "; ".join(result.notes)
         place = "" if result.checkpoint is None else str(result.checkpoint)
-        on = "true" if result.name in best else "false"
-        writer.writerow([result.name, *settings, *cells, on, status, reasons, place])
+        writer.writerow([result.name, kind, *settings, seeds, *cells, on, status, reasons, place])
     return text.getvalue()
+
+
+def _numbers(rate: Rate | None) -> list[float | str]:
+    if rate is None:
+        return ["", "", ""]
+    return ["" if number is None else number for number in (rate.value, rate.low, rate.high)]

@@ -25,11 +25,10 @@ from bfpo_bench.leaderboard.inert import without_paths
 from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.run import describe, make_plan, plan_samples, run
 from bfpo_bench.sources import hash_folder, is_folder, model_folder, resolve_model
-from bfpo_bench.store import MANIFEST, read_json
+from bfpo_bench.store import MANIFEST, SCORES, read_json
+from bfpo_bench.trainers.names import Mode
 from bfpo_bench.trainers.recipe import Base, Recipe
 from bfpo_bench.types import Sample, TaskSpec
-
-Mode = Literal["auto", "resume", "fresh"]
 
 # The suites whose prompts are always looked for in training data: PKU-SafeRLHF's own test prompts are one of `paper`.
 CHECKED_SUITES = ("mini", "paper")
@@ -307,6 +306,11 @@ def check_scoring(recipe: Recipe, scoring: Scoring) -> list[str]:
     return describe(plan, samples, missing)
 
 
+def is_base_scored(recipe: Recipe, scoring: Scoring) -> bool:
+    """Whether the base has scores already, so that training is the next to begin."""
+    return (base_run(recipe, scoring).folder / SCORES).exists()
+
+
 def score_base(recipe: Recipe, scoring: Scoring) -> dict[str, Any]:
     """The base's scores, from its run in `--runs`: begun, resumed, or found complete."""
     spec = base_run(recipe, scoring)
@@ -339,15 +343,22 @@ def score_checkpoint(recipe: Recipe, scoring: Scoring, *, base_scores: Mapping[s
     return scores
 
 
-def train_and_score(recipe: Recipe, scoring: Scoring, *, train: Callable[[], int]) -> tuple[int, Scored | None]:
+def train_and_score(
+    recipe: Recipe, scoring: Scoring, *, check: Callable[[], int], train: Callable[[], int]
+) -> tuple[int, Scored | None]:
     """Score the base, call `train`, score the checkpoint: the exit code of `train` and, where that is 0, the scores.
 
-    Under a launcher its first process scores, the base after training too: the others must not wait for it.
+    `check` looks at recipe and data without weights: its exit code stops everything before a base is scored for hours.
+    Under a launcher the first process scores, the base after training too: the others must not wait for it.
     """
     if not is_first_process():
         return train(), None
     check_scoring(recipe, scoring)
-    base_scores = None if n_processes() > 1 else score_base(recipe, scoring)
+    base_scores = None
+    if n_processes() == 1:
+        if not is_base_scored(recipe, scoring) and (code := check()) != 0:
+            return code, None
+        base_scores = score_base(recipe, scoring)
     if (code := train()) != 0:
         return code, None
     with without_launcher():

@@ -22,12 +22,13 @@ from bfpo_bench.errors import ConfigError, TrainingError
 from bfpo_bench.trainers import attention, logprobs
 from bfpo_bench.trainers.adapters import drawn_order
 from bfpo_bench.trainers.layout import TokenPair, packed, padded
-from bfpo_bench.trainers.losses import Columns, LossSettings, PairLogProbs, bfpo_loss
+from bfpo_bench.trainers.losses import Columns, PairLogProbs, bfpo_loss
 from bfpo_bench.trainers.metrics import Accumulator, metric_names, pair_metrics
 from bfpo_bench.trainers.order import BufferedOrder
 from bfpo_bench.trainers.recipe import load_recipe
 from bfpo_bench.trainers.records import PreferencePair, Source
 from bfpo_bench.trainers.reference import Share, with_reference
+from bfpo_bench.trainers.settings import LossSettings
 from bfpo_bench.trainers.tokenise import PairTokeniser
 from bfpo_bench.trainers.trainer import freeze_except
 from bfpo_bench.types import Message

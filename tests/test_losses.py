@@ -14,7 +14,6 @@ from bfpo_bench.errors import ConfigError
 from bfpo_bench.trainers.losses import (
     LOSSES,
     Columns,
-    LossSettings,
     PairLogProbs,
     bfpo_loss,
     bfpo_target,
@@ -25,6 +24,7 @@ from bfpo_bench.trainers.losses import (
     morl_loss,
     reward_scale,
 )
+from bfpo_bench.trainers.settings import LossSettings
 
 NAN = math.nan
 # One pair of each combination: both safe, safe over unsafe, unsafe over safe, both unsafe.

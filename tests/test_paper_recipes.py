@@ -87,8 +87,14 @@ def test_a_step_has_as_many_rows_as_the_authors_and_so_has_the_command_for_one_g
     assert processes * batch * training["gradient_accumulation_steps"] == rows
     top = path_of(name).read_text(encoding="utf-8")
     assert f"--num_processes {processes} " in top
-    (accumulation,) = re.findall(rf"train {name} training\.gradient_accumulation_steps=(\d+)", top)
-    assert batch * int(accumulation) == rows
+    assert batch * load_recipe(path_of(name), one_gpu(name)).training["gradient_accumulation_steps"] == rows
+
+
+def one_gpu(name):
+    """What the command for one GPU changes, from the top of the file."""
+    top = path_of(name).read_text(encoding="utf-8").partition("\nmodel: ")[0]
+    (changes,) = re.findall(rf"train {name} (training\..*)", top)
+    return changes.split()
 
 
 def test_bfpo_has_the_papers_data_and_the_authors_constants():
@@ -104,7 +110,10 @@ def test_bfpo_has_the_papers_data_and_the_authors_constants():
 
 
 def test_bfpo_starts_where_sft_ends():
-    assert load_recipe(path_of("zephyr-bfpo"), []).model == str(load_recipe(path_of("zephyr-sft"), []).out)
+    start = load_recipe(path_of("zephyr-bfpo"), []).model
+    assert start == load_recipe(path_of("zephyr-bfpo"), one_gpu("zephyr-bfpo")).model
+    assert start == str(load_recipe(path_of("zephyr-sft"), []).out)
+    assert start == str(load_recipe(path_of("zephyr-sft"), one_gpu("zephyr-sft")).out)
 
 
 def test_red_teaming_has_no_buffer():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 
 import pytest
 
 from bfpo_bench.errors import ConfigError
-from bfpo_bench.trainers.losses import LossSettings
-from bfpo_bench.trainers.recipe import METHODS, RECIPES, LoraRecipe, LossRecipe, Recipe, find_recipe, load_recipe
+from bfpo_bench.trainers.recipe import METHODS, RECIPES, LoraRecipe, Recipe, find_recipe, load_recipe
 from bfpo_bench.trainers.records import Source
+from bfpo_bench.trainers.settings import LossSettings
 
 LEAST = "model: m\nsafety: {format: jsonl, path: s.jsonl}\nhelpfulness: {format: jsonl, path: h.jsonl}\n"
 
@@ -34,15 +33,34 @@ def refusal(tmp_path, text="", *overrides):
 def test_a_recipe_of_a_model_and_data_is_bfpo_with_the_papers_constants(tmp_path):
     recipe = recipe_of(tmp_path)
     assert recipe.method == "bfpo" and recipe.model == "m"
-    assert recipe.loss == LossRecipe(tau=0.01, alpha=0.5, b1=3.0, b3=None, beta=0.1, weight=0.5)
+    assert recipe.loss == LossSettings(tau=0.01, alpha=0.5, b1=3.0, b3=None, beta=0.1, weight=0.5)
     assert recipe.select == () and recipe.lora is None and recipe.training == {}
     assert recipe.safety == Source(format="jsonl", path="s.jsonl")
 
 
-def test_the_constants_of_a_recipe_are_those_of_the_losses():
-    of_the_losses = {one.name: one.default for one in fields(LossSettings)}
-    assert {one.name: of_the_losses.get(one.name, "none") for one in fields(LossRecipe)} == {
-        one.name: one.default for one in fields(LossRecipe)
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("tau=0", ["tau", "0"]),
+        ("b1=1", ["b1", "above 1"]),
+        ("weight=2", ["weight", "2"]),
+    ],
+)
+def test_a_constant_out_of_its_range_is_refused_with_the_recipe(tmp_path, override, names):
+    with pytest.raises(ConfigError) as error:
+        recipe_of(tmp_path, "", override)
+    assert all(name in str(error.value) for name in names)
+
+
+def test_an_evaluation_set_is_ordered_as_the_part_that_it_is_named_after(tmp_path):
+    recipe = recipe_of(
+        tmp_path,
+        "evaluation: {safety: {format: jsonl, path: e.jsonl}, held_out: {format: jsonl, path: e.jsonl}}",
+        "method=dpo-safe",
+    )
+    assert {name: source.prefer for name, source in recipe.evaluated.items()} == {
+        "safety": "safer",
+        "held_out": "helpful",
     }
 
 
@@ -62,9 +80,9 @@ def test_the_constants_of_a_recipe_are_those_of_the_losses():
 )
 def test_a_number_is_a_number_however_it_is_written(tmp_path, written, value):
     """YAML 1.1 reads 5e-7 as text."""
-    in_file, in_line = recipe_of(tmp_path, f"loss: {{tau: {written}}}\n"), recipe_of(tmp_path, "", f"tau={written}")
-    assert in_file.loss.tau == in_line.loss.tau == value
-    assert isinstance(in_line.loss.tau, float)
+    in_file, in_line = recipe_of(tmp_path, f"loss: {{alpha: {written}}}\n"), recipe_of(tmp_path, "", f"alpha={written}")
+    assert in_file.loss.alpha == in_line.loss.alpha == value
+    assert isinstance(in_line.loss.alpha, float)
     assert recipe_of(tmp_path, "", f"training.learning_rate={written}").training == {"learning_rate": value}
 
 
@@ -96,7 +114,7 @@ def test_one_name_is_a_list_of_one(tmp_path):
 
 def test_a_constant_of_the_loss_needs_no_prefix(tmp_path):
     short, long = recipe_of(tmp_path, "", "alpha=1"), recipe_of(tmp_path, "", "loss.alpha=1")
-    assert short.loss == long.loss == LossRecipe(alpha=1.0)
+    assert short.loss == long.loss == LossSettings(alpha=1.0)
 
 
 def test_an_override_changes_one_value_and_leaves_those_beside_it(tmp_path):
@@ -143,7 +161,7 @@ def test_a_resolved_recipe_is_plain_values_without_this_machines_folder(tmp_path
         ("plain.yaml", ["method=ipo", "seed=2"], "plain-ipo-seed2"),
         ("plain.yaml", ["loss.tau=0.1", "alpha=1"], "plain-bfpo-alpha1-tau0.1"),
         ("plain.yaml", ["alpha=1", "loss.tau=0.1"], "plain-bfpo-alpha1-tau0.1"),
-        ("plain.yaml", ["safety.path=../a b/c.jsonl"], "plain-bfpo-path..-a-b-c.jsonl"),
+        ("plain.yaml", ["safety.path=../a b/c.jsonl"], "plain-bfpo-safety.path..-a-b-c.jsonl"),
         ("plain.yaml", ["out=there"], "there"),
     ],
 )

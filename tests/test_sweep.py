@@ -15,6 +15,7 @@ from bfpo_bench.sweep import (
     Swept,
     frontier,
     grid,
+    means_over_seeds,
     plan_sweep,
     point_name,
     refuses_more,
@@ -97,7 +98,9 @@ def test_every_point_has_its_recipe_and_a_folder_of_its_own(tmp_path):
     ("settings", "said"),
     [
         (["alpha=0,x"], "x"),
-        (["out=a,b"], "out is no setting"),
+        (["out=a,b"], "^out is no setting to sweep over: each point has a folder of its own below --out.$"),
+        (["model=a,b"], "^model is no setting to sweep over: all points are compared with one base."),
+        (["revision=a,b"], "^revision is no setting to sweep over: all points are compared with one base."),
         (["alhpa=0,1"], "alhpa"),
         (["select=[a/b],[a-b]"], "would both be called"),
     ],
@@ -139,6 +142,46 @@ def test_a_result_refuses_more_when_its_interval_lies_below_the_bases():
     assert not refuses_more(result("c", 0.5, 0.5, None), base)
 
 
+def seeds(setting, *scores):
+    """Results of one setting with the seeds 1, 2, ...; each score is (harmlessness, helpfulness, benign answered)."""
+    return [result(f"{setting}-{n}", *three, settings={"alpha": setting, "seed": str(n)})
+            for n, three in enumerate(scores, 1)]  # fmt: skip
+
+
+def test_a_settings_score_is_the_mean_over_its_seeds_and_has_no_interval():
+    found = means_over_seeds([*seeds("0", (0.5, 0.25, 0.75), (0.75, 0.5, 0.25)), *seeds("1", (0.5, 0.5, None))])
+    assert [mean.settings for mean in found] == [{"alpha": "0"}, {"alpha": "1"}]
+    assert found[0].scores == {
+        "harmlessness": Rate(value=0.625), "over_refusal": Rate(value=0.5), "helpfulness": Rate(value=0.375)
+    }  # fmt: skip
+    assert found[1].scores["over_refusal"] is None
+    assert [mean.of for mean in found] == ["2", "1"]
+
+
+def test_seeds_that_stand_apart_in_the_grid_are_still_one_settings():
+    a1, a2 = seeds("0", (0.5, 0.5), (0.7, 0.7))
+    b1, b2 = seeds("1", (0.5, 0.5), (0.7, 0.7))
+    assert [[one.name for one in mean.repeats] for mean in means_over_seeds([a1, b1, a2, b2])] == [
+        ["0-1", "0-2"], ["1-1", "1-2"]
+    ]  # fmt: skip
+
+
+def test_a_seed_that_failed_is_not_in_the_mean_and_one_without_an_axis_leaves_the_mean_without_it():
+    failed = Result(name="x", settings={"alpha": "0", "seed": "9"}, failed="it ended")
+    (mean,) = means_over_seeds([*seeds("0", (0.5, 0.5), (0.7, None)), failed])
+    assert mean.scores["harmlessness"].value == pytest.approx(0.6)
+    assert mean.scores["helpfulness"] is None
+    assert mean.of == "2 of 3" and mean.notes == ("without x",) and mean.failed is None
+    (none,) = means_over_seeds([failed])
+    assert none.scores == {} and none.failed == "none of its seeds was scored"
+
+
+def test_a_lucky_seed_does_not_put_its_setting_on_the_frontier():
+    # The best seed of all is one of alpha 0, whose mean (0.5, 0.5) alpha 1 beats with (0.6, 0.6).
+    done = swept(*seeds("0", (0.9, 0.9), (0.1, 0.1)), *seeds("1", (0.6, 0.6), (0.6, 0.6)))
+    assert frontier(done.compared) == ["mean alpha=1"]
+
+
 # -- telling -----------------------------------------------------------------------------------------------------------
 
 
@@ -149,19 +192,54 @@ def swept(*results, base=None):
 def test_the_table_shows_settings_scores_and_what_is_to_be_said():
     lines = table(
         swept(
-            result("a", 0.9, 0.4, 0.5, settings={"alpha": "0", "seed": "1"}),
-            result("b", 0.4, 0.4, 0.9, settings={"alpha": "0", "seed": "2"}, notes=("why",)),
-            Result(name="c", settings={"alpha": "1", "seed": "1"}, failed="it ended"),
+            result("a", 0.9, 0.4, 0.5, settings={"alpha": "0", "tau": "1"}),
+            result("b", 0.4, 0.4, 0.9, settings={"alpha": "0", "tau": "2"}, notes=("why",)),
+            Result(name="c", settings={"alpha": "1", "tau": "1"}, failed="it ended"),
             base=result("base", 0.5, 0.5, 0.9),
         )
     )
     assert lines == [
-        ("alpha", "seed", "harmlessness", "benign answered", "helpfulness", ""),
+        ("alpha", "tau", "harmlessness", "benign answered", "helpfulness", ""),
         ("base", "", "50.0 (40.0-60.0)", "90.0 (80.0-100.0)", "50.0 (40.0-60.0)", "frontier"),
         ("0", "1", "90.0 (80.0-100.0)", "50.0 (40.0-60.0)", "40.0 (30.0-50.0)", "frontier, refuses more than the base"),
         ("0", "2", "40.0 (30.0-50.0)", "90.0 (80.0-100.0)", "40.0 (30.0-50.0)", "partial"),
         ("1", "1", "not measured", "not measured", "not measured", "failed"),
     ]
+
+
+def test_with_seeds_the_table_keeps_a_row_a_seed_and_marks_the_mean_below_them():
+    done = swept(
+        *seeds("0", (0.9, 0.4, 0.5), (0.7, 0.2, 0.9)),
+        Result(name="c", settings={"alpha": "1", "seed": "1"}, failed="it ended"),
+        base=result("base", 0.5, 0.5, 0.9),
+    )
+    assert [(*line[:3], line[-1]) for line in table(done)[1:]] == [
+        ("base", "", "50.0 (40.0-60.0)", "frontier"),
+        ("0", "1", "90.0 (80.0-100.0)", "refuses more than the base"),
+        ("0", "2", "70.0 (60.0-80.0)", ""),
+        ("0", "mean of 2", "80.0", "frontier, refuses more than the base with 1 of 2 seeds"),
+        ("1", "1", "not measured", "failed"),
+        ("1", "mean of 0 of 1", "not measured", "failed"),
+    ]
+    assert "of a setting's seeds by their mean" in done.notes[0]
+
+
+def test_the_csv_says_which_rows_are_means_and_marks_the_frontier_there_alone():
+    done = swept(*seeds("0", (0.5, 0.25, 0.5), (0.75, 0.5, 0.5)), base=result("base", 0.5, 0.25, 0.9))
+    rows = list(csv.DictReader(io.StringIO(to_csv(done))))
+    assert [(row["row"], row["alpha"], row["seed"], row["seeds"], row["frontier"]) for row in rows] == [
+        ("base", "", "", "", "false"),
+        ("point", "0", "1", "", ""),
+        ("point", "0", "2", "", ""),
+        ("mean", "0", "", "2", "true"),
+    ]
+    mean = rows[-1]
+    assert float(mean["harmlessness_value"]) == 0.625 and mean["harmlessness_low"] == mean["harmlessness_high"] == ""
+
+
+def test_seeds_that_were_trained_and_not_scored_have_no_means():
+    done = swept(*(Result(name=f"a{n}", settings={"seed": str(n)}) for n in (1, 2)))
+    assert done.means == () and len(table(done)) == 3
 
 
 def test_the_csv_holds_the_numbers_and_an_empty_cell_for_none():

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import bfpo_bench.train as stage
-from bfpo_bench.__main__ import _arguments
+from bfpo_bench.__main__ import _arguments, main
 from bfpo_bench.errors import BenchError, ConfigError, EngineError, StoreError
 from bfpo_bench.sources import hash_folder
 from bfpo_bench.train import (
@@ -51,6 +51,8 @@ def recipe_of(tmp_path, model, **changes):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        ("train", ["required: RECIPE. "]),
+        ("sweep", ["required: RECIPE. "]),
         ("train dmo", ["'dmo'", "demo"]),
         ("train ./no/such.yaml", ["./no/such.yaml"]),
         ("train demo sede=2", ["'sede'", "Did you mean: seed"]),
@@ -98,6 +100,16 @@ def test_a_change_may_stand_behind_the_flags_as_well():
         _arguments(["train", "demo", "--then-run", "mini", "--seed=2"])
     with pytest.raises(SystemExit):
         _arguments(["tasks", "list", "seed=2"])
+
+
+def test_a_recipe_needs_no_changes():
+    assert _arguments(["train", "demo"]).overrides == _arguments(["sweep", "demo", "--seeds", "1,2"]).overrides == []
+
+
+def test_the_verb_prints_the_checkpoints_folder_once(monkeypatch, capsys):
+    monkeypatch.setattr(stage, "train_here", lambda recipe, **options: recipe.out)
+    assert main(["train", "demo", "out=ck/a"]) == 0
+    assert capsys.readouterr().out == "checkpoint: ck/a\n"
 
 
 def test_the_trainers_own_command_is_the_verb():
@@ -262,6 +274,13 @@ class Runs:
         head = {"suite": spec.suite, "judge": "keyword", "profile": "default", "limit": spec.limit}
         return {**head, "axes": {"harmlessness": score}, "status": "complete", "reasons": []}
 
+    def check(self, code=0):
+        def check():
+            self.order.append("check")
+            return code
+
+        return check
+
     def train(self, folder, code=0):
         def train():
             self.order.append("train")
@@ -287,18 +306,66 @@ def recipe(tmp_path, tiny_model):
 
 
 def test_the_base_is_scored_before_training_and_the_checkpoint_after(runs, recipe, tmp_path):
-    code, scored = train_and_score(recipe, Scoring(suite="mini"), train=runs.train(recipe.out))
-    base, train, checkpoint = runs.order
-    assert (code, train) == (0, "train")
+    code, scored = train_and_score(recipe, Scoring(suite="mini"), check=runs.check(), train=runs.train(recipe.out))
+    check, base, train, checkpoint = runs.order
+    assert (code, check, train) == (0, "check", "train")
     assert base[0].endswith("model-mini") and checkpoint == ("tuned-mini", "auto", False)
     assert scored.complete and scored.checkpoint == Path("runs/tuned-mini")
     assert "| harmlessness | 50.0 (25.0–75.0), n 4 |" in (recipe.out / "README.md").read_text()
 
 
 def test_a_training_that_failed_is_not_scored(runs, recipe):
-    code, scored = train_and_score(recipe, Scoring(suite="mini"), train=runs.train(recipe.out, code=2))
+    train = runs.train(recipe.out, code=2)
+    code, scored = train_and_score(recipe, Scoring(suite="mini"), check=runs.check(), train=train)
     assert (code, scored) == (2, None)
     assert runs.order[-1] == "train"
+
+
+def test_a_recipe_or_data_that_is_wrong_is_found_before_the_base_is_scored(runs, recipe):
+    train = runs.train(recipe.out)
+    assert train_and_score(recipe, Scoring(suite="mini"), check=runs.check(code=2), train=train) == (2, None)
+    assert runs.order == ["check"]
+
+
+def test_a_base_that_has_scores_needs_no_check_before_the_training_which_checks_itself(runs, recipe):
+    folder = base_run(recipe, Scoring(suite="mini")).folder
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text("{}")
+    train_and_score(recipe, Scoring(suite="mini"), check=runs.check(code=2), train=runs.train(recipe.out))
+    assert [one if isinstance(one, str) else one[0] for one in runs.order] == [folder.name, "train", "tuned-mini"]
+
+
+def test_a_sweep_whose_first_point_is_wrong_scores_no_base(runs, recipe, tiny_model, monkeypatch):
+    from bfpo_bench import sweep
+
+    asked = []
+    monkeypatch.setattr(sweep, "in_a_process", lambda arguments, **_: asked.append(arguments) or 2)
+    plan = sweep.plan_sweep("demo", [f"model={tiny_model}", "out=ck/a", "alpha=0,1"])
+    with pytest.raises(EngineError, match=r"The recipe or data of a-alpha0 is wrong, as told above \(exit code 2\)"):
+        sweep.run_sweep(plan, Scoring(suite="mini"))
+    assert runs.order == [] and [words[-1] for words in asked] == ["--dry-run"]
+
+
+def wrong_label(folder):
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_safe": 2, "rejected_safe": 1}
+    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+
+
+MISTAKES = {
+    "a misspelt training key": (["training.learning_rat=1e-5"], "training.learning_rate"),
+    "a missing file": (["safety.format=jsonl", "safety.path=missing.jsonl", "safety.split=null"], "missing.jsonl"),
+    "a label that is none": (["safety.format=jsonl", "safety.path=pairs.jsonl", "safety.split=null"], "pairs.jsonl"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_dry_run_finds_the_mistake(tmp_path, monkeypatch, tiny_model, mistake):
+    changes, said = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    wrong_label(tmp_path)
+    with pytest.raises(BenchError, match=said):
+        stage.train_here(load_recipe(find_recipe("demo"), [f"model={tiny_model}", *TINY, *changes]), dry_run=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -307,7 +374,9 @@ def test_under_a_launcher_the_first_process_scores_after_training_and_as_an_ordi
 ):
     for name, value in {"RANK": rank, "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
         monkeypatch.setenv(name, value)
-    code, scored = train_and_score(recipe, Scoring(suite="mini"), train=runs.train(recipe.out))
+    # Under a launcher the training itself is first to look.
+    train = runs.train(recipe.out)
+    code, scored = train_and_score(recipe, Scoring(suite="mini"), check=runs.check(code=2), train=train)
     assert code == 0
     if rank == "1":
         assert runs.order == ["train"] and scored is None
@@ -381,6 +450,19 @@ def test_every_key_of_a_launchers_configuration_is_one_that_accelerate_has(name)
     assert set(body.get("fsdp_config", body.get("deepspeed_config"))) <= known
 
 
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed_zero3"])
+def test_a_launcher_that_parts_the_model_gives_each_process_the_whole_one_first_and_says_so(name):
+    path = Path(stage.__file__).parent / "trainers" / "accelerate" / f"{name}.yaml"
+    body = yaml.safe_load(path.read_text())
+    if name == "fsdp":
+        # Said, not left out: accelerate's own default is true.
+        assert body["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is False
+    else:
+        assert body["deepspeed_config"]["zero3_init_flag"] is False
+    told = " ".join(line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# "))
+    assert "loads the whole model" in told and "in float32" in told and "Not run here." in told
+
+
 # -- for real ----------------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +503,17 @@ def test_the_same_command_again_trains_and_asks_nothing_anew(trained, tiny_model
     assert again.returncode == 0, again.stderr
     assert "complete already" in again.stderr and "Generating" not in again.stderr
     assert hash_folder(home / "ck" / "tuned") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_recipe_or_data_is_told_before_anything_is_scored(tmp_path, tiny_model, mistake):
+    changes, said = MISTAKES[mistake]
+    wrong_label(tmp_path)
+    done = command(tmp_path, "train", "demo", f"model={tiny_model}", *TINY, *changes, *SCORED)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr.splitlines()[-1] and done.stderr.count("error: ") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -307,27 +307,6 @@ def test_labels_are_numbers_and_an_unknown_one_is_none_at_all(tokenizer):
     assert math.isnan(found.chosen_safe) and found.rejected_safe == 1.0
 
 
-def test_preferring_the_safer_answer_exchanges_answers_and_labels(tokenizer):
-    own = tokeniser(tokenizer)
-    row = pair(labels=(False, True))
-    helpful, safer = own.pair(row), own.pair(row, prefer="safer")
-    assert tokenizer.decode(helpful.chosen) == "Yes.<|im_end|>" and helpful.safety_preference == -1
-    assert tokenizer.decode(safer.chosen) == "No!<|im_end|>" and tokenizer.decode(safer.rejected) == "Yes.<|im_end|>"
-    assert (helpful.chosen_safe, helpful.rejected_safe) == (0.0, 1.0)
-    assert (safer.chosen_safe, safer.rejected_safe, safer.safety_preference) == (1.0, 0.0, 1.0)
-
-
-def test_the_publishers_word_exchanges_two_unsafe_answers(tokenizer):
-    found = tokeniser(tokenizer).pair(pair(labels=(False, False), safer="rejected"), prefer="safer")
-    assert tokenizer.decode(found.chosen) == "No!<|im_end|>" and found.safety_preference == 1.0
-
-
-@pytest.mark.parametrize("labels", [(True, True), (True, False), (None, None)])
-def test_a_pair_whose_rejected_answer_is_not_the_safer_one_keeps_its_order(tokenizer, labels):
-    found = tokeniser(tokenizer).pair(pair(labels=labels), prefer="safer")
-    assert tokenizer.decode(found.chosen) == "Yes.<|im_end|>"
-
-
 # -- conversations -----------------------------------------------------------------------------------------------------
 
 

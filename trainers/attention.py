@@ -45,21 +45,29 @@ def packed_pairs(
         raise ValueError(
             f"{NAME} has no window, and {longest} tokens are more than this architecture's {sliding_window}"
         )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    kind, on_cpu = query.dtype, query.device.type == "cpu"
+    if on_cpu and kind in (torch.bfloat16, torch.float16):
+        # torch 2.13's CPU kernel takes three times as long for bfloat16 as for float32, backward above all.
+        query, key, value = query.float(), key.float(), value.float()
+    if not on_cpu and (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    answers, start = [], 0
-    for prompt, chosen, rejected in segments:
-        shared, middle, end = start + prompt, start + prompt + chosen, start + prompt + chosen + rejected
-        q, k, v = (part[:, :, start:middle] for part in (query, key, value))
-        answers.append(scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scaling))
+    options: Any = {"dropout_p": dropout, "scale": scaling, "enable_gqa": on_cpu and query.shape[1] != key.shape[1]}
+    # Split once: a slice's gradient is as long as the whole row, and there would be six of them a pair.
+    queries = iter(torch.split(query, [size for p, c, r in segments for size in (p + c, r)], dim=2))
+    keys, values = (iter(torch.split(one, [size for pair in segments for size in pair], dim=2)) for one in (key, value))
+    answers = []
+    for prompt, _chosen, rejected in segments:
+        (k_prompt, k_chosen, k_rejected), (v_prompt, v_chosen, v_rejected) = (
+            (next(parts), next(parts), next(parts)) for parts in (keys, values)
+        )
+        first = torch.cat([k_prompt, k_chosen], dim=2), torch.cat([v_prompt, v_chosen], dim=2)
+        answers.append(scaled_dot_product_attention(next(queries), *first, is_causal=True, **options))
+        q_rejected = next(queries)
         if rejected:
-            q = query[:, :, middle:end]
-            k, v = (torch.cat([part[:, :, start:shared], part[:, :, middle:end]], dim=2) for part in (key, value))
+            second = torch.cat([k_prompt, k_rejected], dim=2), torch.cat([v_prompt, v_rejected], dim=2)
             mask = torch.ones(rejected, prompt + rejected, dtype=torch.bool, device=query.device).tril(prompt)
-            answers.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling))
-        start = end
-    return torch.cat(answers, dim=2).transpose(1, 2).contiguous(), None
+            answers.append(scaled_dot_product_attention(q_rejected, *second, attn_mask=mask, **options))
+    return torch.cat(answers, dim=2).to(kind).transpose(1, 2).contiguous(), None
 
 
 def visible(segments: Sequence[Segment], *, length: int, device: torch.device | str = "cpu") -> torch.Tensor:

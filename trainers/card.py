@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bfpo_bench.errors import ConfigError
+from bfpo_bench.trainers.names import MANIFEST
 
-MANIFEST = "training_manifest.json"
 CARD = "README.md"
 # The paper whose method and comparison set the recipes are.
 PAPER = "https://arxiv.org/abs/2408.15313"

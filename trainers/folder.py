@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,26 +20,33 @@ from bfpo_bench import __version__
 from bfpo_bench.errors import ConfigError
 from bfpo_bench.trainers.layout import TokenPair
 from bfpo_bench.trainers.logprobs import use_plain_attention
+from bfpo_bench.trainers.names import MANIFEST, Mode
 from bfpo_bench.trainers.reading import Data, Part
 from bfpo_bench.trainers.recipe import Base, Recipe
 from bfpo_bench.trainers.trainer import PairTrainer
 
-Mode = Literal["auto", "resume", "fresh"]
 Say = Callable[[str], None]
 
-MANIFEST = "training_manifest.json"
-STATE = "state"
 SCHEMA = 1
+# What must be equal for a run to go on in its folder.
+_FIXED = ("recipe", "base", "margin_model", "data", "evaluation_data", "packages", "processes")
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 
 
-def prepare_out(out: Path, *, mode: Mode, first: bool, say: Say) -> None:
+def check_out(out: Path, *, mode: Mode) -> None:
+    """Refuse a folder that is not ours to write in, or that has nothing to go on with; changes nothing."""
     manifest = out / MANIFEST
     if mode == "resume" and not manifest.exists():
         raise ConfigError(f"{out} has no run to go on with: leave out --resume.")
     begun = {f"{MANIFEST}.new"}  # all that a kill before the first manifest leaves
     if out.exists() and not manifest.exists() and {one.name for one in out.iterdir()} - begun:
         raise ConfigError(f"{out} is not empty and holds no run of this trainer: give another out=FOLDER.")
+
+
+def prepare_out(out: Path, *, mode: Mode, first: bool, say: Say) -> None:
+    """`check_out`, and set an old run aside where a fresh one is wanted."""
+    check_out(out, mode=mode)
+    manifest = out / MANIFEST
     if mode == "fresh" and manifest.exists() and first:
         aside = next(path for n in range(1, 10_000) if not (path := out.with_name(f"{out.name}.old-{n}")).exists())
         out.rename(aside)
@@ -58,19 +65,20 @@ def begin(out: Path, manifest: Mapping[str, Any]) -> None:
     _write_json(out / MANIFEST, manifest)
 
 
-def refuse_other(out: Path, recipe: Recipe, base: Base) -> None:
-    old = _json(out / MANIFEST)
-    new = {**old, "recipe": recipe.resolved(), "base": {"name": base.name, "identity": base.identity}}
-    _refuse_difference(out, old, new)
+def refuse_other(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse to take a finished checkpoint for one of another recipe, base or data; other versions may look at it."""
+    _refuse_difference(out, _json(out / MANIFEST), manifest, parts=[one for one in _FIXED if one != "packages"])
 
 
-def _refuse_difference(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    for part in ("recipe", "base", "data", "packages", "processes"):
+def _refuse_difference(
+    out: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, parts: Sequence[str] = _FIXED
+) -> None:
+    for part in parts:
         before, now = _flat(old.get(part, {})), _flat(_plain_json(new.get(part, {})))
         # Why a row was left out may be told otherwise the next time; which rows were trained on may not.
         before, now = ({k: v for k, v in one.items() if not k.endswith(".left_out")} for one in (before, now))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not (part == "base" and key == "name"):
+            if before.get(key) != now.get(key) and not (part in ("base", "margin_model") and key == "name"):
                 raise ConfigError(
                     f"{out} was trained with {f'{part}.{key}'.rstrip('.')} {before.get(key)!r}, now it is "
                     f"{now.get(key)!r}: take another out=FOLDER, or --fresh."
@@ -86,9 +94,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def finish(
-    trainer: PairTrainer, recipe: Recipe, base: Base, manifest: Mapping[str, Any], *, seconds: float, first: bool
-) -> None:
+def finish(trainer: PairTrainer, recipe: Recipe, manifest: Mapping[str, Any], *, seconds: float, first: bool) -> None:
     """Save the weights as an ordinary checkpoint, then say in the manifest that they are there."""
     out = recipe.out
     temporary = out / "saving"
@@ -106,7 +112,7 @@ def finish(
     if not first:
         return
     (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
-    cast_weights(temporary, saved_dtype(recipe, base))
+    cast_weights(temporary, saved_dtype(recipe))
     for file in sorted(temporary.iterdir(), key=lambda one: one.name == "config.json"):
         file.replace(out / file.name)
     shutil.rmtree(temporary)
@@ -125,12 +131,12 @@ def finish(
     )
 
 
-def saved_dtype(recipe: Recipe, base: Base) -> str:
-    """The finished checkpoint's: the base's own unless the recipe says otherwise; the trained one where it has none."""
-    if recipe.save_dtype != "auto":
-        return recipe.save_dtype
-    config = _json(base.path / "config.json")
-    return str(config.get("dtype") or config.get("torch_dtype") or recipe.dtype)
+def saved_dtype(recipe: Recipe) -> str:
+    """The finished checkpoint's: the trained weights' own unless the recipe says otherwise.
+
+    Not the base's: a bfloat16 base lies on bfloat16's grid, and what a small learning rate adds would be rounded away.
+    """
+    return recipe.dtype if recipe.save_dtype == "auto" else recipe.save_dtype
 
 
 def cast_weights(folder: Path, dtype: str) -> None:
@@ -164,6 +170,7 @@ def manifest_of(
     prompts: Mapping[str, Sequence[str]],
     unchecked: Mapping[str, str],
     processes: int,
+    margin: Base | None = None,
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -172,6 +179,7 @@ def manifest_of(
         "method": recipe.method,
         "recipe": recipe.resolved(),
         "base": {"name": base.name, "identity": base.identity},
+        "margin_model": None if margin is None else {"name": margin.name, "identity": margin.identity},
         "data": {name: _data_record(part) for name, part in data.train.items()},
         "evaluation_data": {name: _data_record(part) for name, part in data.evaluation.items()},
         "contamination": {

@@ -10,7 +10,6 @@ chosen and y_l the rejected answer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bfpo_bench.errors import ConfigError, did_you_mean
+from bfpo_bench.trainers.settings import LossSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,46 +67,6 @@ class Columns:
 
     def __post_init__(self) -> None:
         _same_pairs(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """The constants of all objectives; each reads its own.
-
-    `tau`, `alpha`, `b1`, `b3` are BFPO's (arXiv:2408.15313); b3 None stands for the paper's 1 / (b1 - 1), at which the
-    target of two safe answers is 1 - alpha, whatever b1. `tau` is IPO's too. `beta` is the temperature of DPO, MORL
-    and MODPO; `label_smoothing` is DPO's alone; `weight` is that of helpfulness in MORL and MODPO.
-    Raises ConfigError for a value outside its range.
-    """
-
-    tau: float = 0.01
-    alpha: float = 0.5
-    b1: float = 3.0
-    b3: float | None = None
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            _require(field.name, value, number or (value is None and field.name == "b3"), "a finite number")
-        _require("tau", self.tau, self.tau > 0, "a number above 0")
-        _require("beta", self.beta, self.beta > 0, "a number above 0")
-        _require("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 0.5, "from 0 to below 0.5")
-        _require("weight", self.weight, 0 <= self.weight <= 1, "from 0 (safety alone) to 1 (helpfulness alone)")
-        if self.b3 is None:
-            # Below 1 the derived b3 is negative, and BFPO would prefer unsafe answers.
-            _require("b1", self.b1, self.b1 > 1, "above 1, for b3 = 1 / (b1 - 1); or set b3 as well")
-        else:
-            _require("b1", self.b1, self.b1 > 0, "a number above 0")
-            _require("b3", self.b3, self.b3 > 0, "a number above 0")
-
-    @property
-    def resolved_b3(self) -> float:
-        """b3 as it is used."""
-        return 1 / (self.b1 - 1) if self.b3 is None else self.b3
 
 
 # -- the objectives ----------------------------------------------------------------------------------------------------
@@ -167,7 +127,8 @@ def modpo_loss(pairs: PairLogProbs, margin: Tensor, settings: LossSettings) -> T
     r(y) = beta log pi_safe(y|x) / ref(y|x). At w = 1 it is DPO. Raises ConfigError at w = 0, where it is not defined.
     """
     w = settings.weight
-    _require("weight", w, w > 0, "above 0 for modpo")
+    if w <= 0:
+        raise ConfigError(f"Loss setting weight: {w!r}. Expected above 0 for modpo.")
     return -F.logsigmoid((settings.beta * pairs.delta - (1 - w) * _of_pairs(wide(margin), pairs)) / w)
 
 
@@ -232,8 +193,3 @@ def _of_pairs(values: Tensor, pairs: PairLogProbs) -> Tensor:
 def _known(loss: str) -> None:
     if loss not in LOSSES:
         raise ConfigError(did_you_mean("loss", loss, LOSSES))
-
-
-def _require(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"Loss setting {name}: {value!r}. Expected {expected}.")

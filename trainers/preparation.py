@@ -25,7 +25,8 @@ from bfpo_bench.trainers.reference import Share, cache_folder, row_hash, with_re
 from bfpo_bench.trainers.trainer import disable_dropout, freeze_except
 
 Say = Callable[[str], None]
-# The largest difference of a token's log-probability between both layouts, in float32, that is taken for rounding.
+# The largest difference of a token's log-probability between both layouts, in float32, that is taken for rounding:
+# rounding was 1e-5 on the models seen here, the nearest architecture that cannot be packed 1e-1.
 _EQUAL = 1e-3
 
 
@@ -50,7 +51,15 @@ def load_model(recipe: Recipe, folder: Path) -> Any:
 
 @contextmanager
 def _whole_in_every_process() -> Iterator[None]:
-    """Under FSDP transformers may read weights in the first process only, and the others compute a reference too."""
+    """Every process computes a part of the reference, before FSDP or DeepSpeed part the weights among them.
+
+    transformers would read them in the first process only (FSDP), or part them while they load (ZeRO-3), whatever
+    the launcher's file says. Written from its source (5.19), and not run under either.
+    """
+    from transformers.integrations import deepspeed
+
+    parted = deepspeed._hf_deepspeed_config_weak_ref() if deepspeed._hf_deepspeed_config_weak_ref is not None else None
+    deepspeed.unset_hf_deepspeed_config()
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     before = os.environ.get(name)
     if before is not None:
@@ -60,6 +69,8 @@ def _whole_in_every_process() -> Iterator[None]:
     finally:
         if before is not None:
             os.environ[name] = before
+        if parted is not None:
+            deepspeed.set_hf_deepspeed_config(parted)
 
 
 def with_adapter(recipe: Recipe, model: Any, say: Say) -> Any:
@@ -122,6 +133,8 @@ def choose_layout(
                 continue
             worst = (plain - packed).abs().max().item()
             if worst <= _EQUAL:
+                if why:
+                    say(f"attention: sdpa, since FlexAttention does not serve {model.config.model_type} ({why})")
                 return "packed"
             why = f"log-probabilities differ by up to {worst:.2g} nats a token"
     use_plain_attention(model)
@@ -166,8 +179,8 @@ def fill_reference(
     rows = [row for part in _parts(data) for row in part.rows if isinstance(row, TokenPair)]
     values = _log_probs_of(recipe, base, model, rows, arguments, layout=layout, pad=pad, cache=cache, what="reference")
     margins = [0.0] * len(rows)
-    if recipe.margin_model is not None:
-        other_base = _margin_base(recipe.margin_model)
+    other_base = margin_model(recipe)
+    if other_base is not None:
         other = load_model(recipe, other_base.path).to(arguments.device).eval()
         disable_dropout(other)
         if layout == "packed":
@@ -242,14 +255,18 @@ def _log_probs_of(
         )
 
 
-def _margin_base(name: str) -> Base:
+def margin_model(recipe: Recipe) -> Base | None:
+    """MODPO's model of the other preference, known by its weights; None where the recipe has none."""
+    if recipe.margin_model is None:
+        return None
+    name = recipe.margin_model
     folder = Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"margin_model {name!r} is not a checkpoint folder: train dpo-safe first, and name its folder."
         )
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
         with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return Base(name=folder.name, path=folder, identity=f"weights:{digest.hexdigest()}")

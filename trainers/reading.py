@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bfpo_bench.errors import ConfigError
 from bfpo_bench.trainers.adapters import Read, read_conversations, read_pairs
-from bfpo_bench.trainers.checks import describe, require_labels, split_overlap, statistics
+from bfpo_bench.trainers.checks import describe, require_labels, safer_answer, split_overlap, statistics
 from bfpo_bench.trainers.contamination import Hit, find_contaminated
 from bfpo_bench.trainers.layout import TokenPair, TokenRow
 from bfpo_bench.trainers.recipe import Recipe
-from bfpo_bench.trainers.records import Conversation, PreferencePair, Problem, Source
+from bfpo_bench.trainers.records import Conversation, Preference, PreferencePair, Problem, Source
 from bfpo_bench.trainers.tokenise import PairTokeniser
-from bfpo_bench.types import Message
 
 Say = Callable[[str], None]
 
@@ -59,7 +59,7 @@ def read_data(
         train[name] = _part(source, read, tokeniser, prompts=prompts, recipe=recipe)
         _describe(name, train[name], say=say)
     evaluation: dict[str, Part] = {}
-    for name, source in recipe.evaluation.items():
+    for name, source in recipe.evaluated.items():
         evaluation[name] = _part(source, _read(recipe, source), tokeniser, prompts={}, recipe=recipe)
         _describe(f"evaluation, {name}", evaluation[name], say=say)
     for line in _unchecked(prompts, unchecked):
@@ -88,7 +88,7 @@ def _part(
     recipe: Recipe,
 ) -> Part:
     problems = list(read.problems)
-    hits = find_contaminated([question(row) for row in read.rows], prompts) if prompts else ()
+    hits = _contaminated(read.rows, prompts)
     dirty = {hit.index for hit in hits}
     if dirty and recipe.contamination == "refuse":
         hit = hits[0]
@@ -102,9 +102,11 @@ def _part(
             hit = next(one for one in hits if one.index == index)
             problems.append(Problem(row=row.row, reason=f"repeats a prompt of the benchmark's {hit.task} ({hit.kind})"))
             continue
-        tokens = (
-            tokeniser.conversation(row) if isinstance(row, Conversation) else tokeniser.pair(row, prefer=source.prefer)
-        )
+        ordered = row if isinstance(row, Conversation) else in_order(row, prefer=source.prefer)
+        if isinstance(ordered, Problem):
+            problems.append(ordered)
+            continue
+        tokens = tokeniser.conversation(ordered) if isinstance(ordered, Conversation) else tokeniser.pair(ordered)
         problems.append(tokens) if isinstance(tokens, Problem) else rows.append(tokens)
     if not rows:
         raise ConfigError(
@@ -113,10 +115,39 @@ def _part(
     return Part(source=source, read=read, rows=tuple(rows), problems=tuple(problems), contaminated=hits)
 
 
-def question(row: PreferencePair | Conversation) -> str:
-    """What a row asks: the last thing that its user says."""
-    messages: Sequence[Message] = row.messages if isinstance(row, Conversation) else row.prompt
-    return next((one.content for one in reversed(messages) if one.role == "user"), "")
+def in_order(pair: PreferencePair, *, prefer: Preference) -> PreferencePair | Problem:
+    """The pair with the answer that is preferred as its chosen one; a Problem where the data prefers none as safer."""
+    if prefer == "helpful":
+        return pair
+    safer = safer_answer(pair)
+    if safer is None:
+        return Problem(row=pair.row, reason="neither answer is the safer one, and the safer one is to be preferred")
+    if safer == "chosen":
+        return pair
+    return replace(
+        pair,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        chosen_safe=pair.rejected_safe,
+        rejected_safe=pair.chosen_safe,
+        safer=None if pair.safer is None else "chosen",
+    )
+
+
+def questions(row: PreferencePair | Conversation) -> list[str]:
+    """What a row asks: the last turn of a pair's user; of a conversation, which is learnt turn by turn, each."""
+    if isinstance(row, Conversation):
+        return [one.content for one in row.messages if one.role == "user"]
+    return [next((one.content for one in reversed(row.prompt) if one.role == "user"), "")]
+
+
+def _contaminated(rows: Sequence[Any], prompts: Mapping[str, Sequence[str]]) -> tuple[Hit, ...]:
+    """The hits by row, one a row and task; `index` is the row's."""
+    if not prompts:
+        return ()
+    asked = [(index, text) for index, row in enumerate(rows) for text in questions(row)]
+    hits = find_contaminated([text for _, text in asked], prompts)
+    return tuple({(asked[hit.index][0], hit.task): replace(hit, index=asked[hit.index][0]) for hit in hits}.values())
 
 
 def _describe(name: str, part: Part, *, say: Say) -> None:
@@ -132,22 +163,23 @@ def _describe(name: str, part: Part, *, say: Say) -> None:
 
 
 def _statistics(part: Part) -> list[str]:
-    kept = {row.row: row for row in part.rows}
-    pairs = [row for row in part.read.rows if row.row in kept and isinstance(row, PreferencePair)]
+    kept = {one.row: one for one in part.rows}
+    read = [row for row in part.read.rows if row.row in kept and isinstance(row, PreferencePair)]
+    pairs = [one for row in read if isinstance(one := in_order(row, prefer=part.source.prefer), PreferencePair)]
     if not pairs:
         lengths = sorted(row.n_tokens for row in part.rows)
         return [
             f"{len(lengths)} conversations of {lengths[len(lengths) // 2]} tokens (median), {lengths[-1]} the longest; "
             f"{part.n_cut} are cut"
         ]
-    tokens = [one for row in pairs if isinstance(one := kept[row.row], TokenPair)]
+    tokens = [found for row in pairs if isinstance(found := kept[row.row], TokenPair)]
     counts = {name: [len(getattr(one, name)) for one in tokens] for name in ("prompt", "chosen", "rejected")}
     return describe(statistics(pairs, lengths=counts, n_truncated=part.n_cut))
 
 
 def _kind(reason: str) -> str:
     """Reasons that differ in a number only are one line."""
-    return "".join("N" if one.isdigit() else one for one in reason).replace("NN", "N").replace("NN", "N")
+    return re.sub(r"\d+(?= tokens)", "N", reason)
 
 
 def _unchecked(prompts: Mapping[str, Sequence[str]], unchecked: Mapping[str, str]) -> list[str]:

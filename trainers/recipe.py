@@ -18,6 +18,7 @@ import yaml
 
 from bfpo_bench.errors import ConfigError, did_you_mean
 from bfpo_bench.trainers.records import Source
+from bfpo_bench.trainers.settings import LossSettings
 
 RECIPES = Path(__file__).parent / "recipes"
 # These keys of TrainingArguments are ours to set: each has a key of the recipe, or a promise that it would break.
@@ -79,19 +80,6 @@ METHODS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossRecipe:
-    """The constants of the losses; see `losses.LossSettings`, which has the equations."""
-
-    tau: float = 0.01
-    alpha: float = 0.5
-    b1: float = 3.0
-    b3: float | None = None
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    weight: float = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
 class LoraRecipe:
     """A LoRA adapter (Hu et al. 2021), trained in place of the model's weights and merged into them at the end."""
 
@@ -106,11 +94,11 @@ class Recipe:
     """One training run. Lengths are in tokens; `out` is the folder of the finished checkpoint.
 
     `select` names the weights that are trained (`down_proj` matches that part of a dotted name), all where it is empty.
-    `dtype` is what weights are trained in, `save_dtype` what the finished checkpoint has (auto: what the base has, so
-    that both are scored in the same arithmetic). `long_prompts`: leave out pairs whose prompt is longer than
-    `max_prompt_length` (skip), or keep the prompt's end (cut). `margin_model` is MODPO's model of the other preference.
-    `evaluation` names sources by what they measure; `kl_pairs` of each are read in full for the KL divergence from the
-    reference.
+    `dtype` is what weights are trained in, `save_dtype` what the finished checkpoint has (auto: the same; bfloat16
+    rounds updates that are small beside their weights back to the base). `long_prompts`: leave out pairs whose prompt
+    is longer than `max_prompt_length` (skip), or keep the prompt's end (cut). `margin_model` is MODPO's model of the
+    other preference. `evaluation` names sources by what they measure; `kl_pairs` of each are read in full for the KL
+    divergence from the reference.
     """
 
     model: str
@@ -122,7 +110,7 @@ class Recipe:
     evaluation: Mapping[str, Source] = field(default_factory=dict)
     kl_pairs: int = 16
     buffered: bool | None = None
-    loss: LossRecipe = field(default_factory=LossRecipe)
+    loss: LossSettings = field(default_factory=LossSettings)
     select: tuple[str, ...] = ()
     lora: LoraRecipe | None = None
     margin_model: str | None = None
@@ -159,6 +147,15 @@ class Recipe:
             safer = part == "safety" and self.settings.prefer == "safer"
             found[part] = replace(source, prefer="safer") if safer else source
         return found
+
+    @property
+    def evaluated(self) -> dict[str, Source]:
+        """The sources of evaluation; one that is named as a part of the training data is ordered as that part is."""
+        named = self.sources
+        return {
+            name: replace(source, prefer=named[name].prefer) if name in named else source
+            for name, source in self.evaluation.items()
+        }
 
     def resolved(self) -> dict[str, Any]:
         """As plain values, for the manifest and for comparing two runs; without `out`, which is this machine's."""
@@ -232,7 +229,7 @@ def _overridden(body: Mapping[str, Any], override: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"The value of {override!r} is not YAML: {' '.join(str(error).split())}.") from error
     names = key.split(".")
-    if len(names) == 1 and key in {one.name for one in fields(LossRecipe)}:
+    if len(names) == 1 and key in {one.name for one in fields(LossSettings)}:
         names = ["loss", key]
     return _with(body, names, parsed, override)
 
@@ -328,6 +325,10 @@ def _check(recipe: Recipe, *, where: str) -> None:
             f"prefer: safer is not for {recipe.method} ({where}): its pairs are ordered by helpfulness, and the labels "
             "say which answer is safe. Leave it out."
         )
+    if recipe.method == "modpo" and recipe.loss.weight == 0:
+        raise ConfigError(f"loss.weight of {where} is 0: modpo divides by it. Give it above 0.")
+    if recipe.method == "sft" and recipe.buffered:
+        raise ConfigError(f"buffered is not for sft, whose mean is over tokens; leave it out of {where}.")
     if recipe.attention == "flex" and recipe.layout == "padded":
         raise ConfigError(f"attention: flex is for the packed layout; {where} has layout: padded.")
     for key in recipe.training:

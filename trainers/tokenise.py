@@ -10,7 +10,7 @@ import numpy as np
 from bfpo_bench.errors import ConfigError
 from bfpo_bench.trainers.checks import safer_answer
 from bfpo_bench.trainers.layout import Ids, TokenConversation, TokenPair
-from bfpo_bench.trainers.records import Conversation, Preference, PreferencePair, Problem
+from bfpo_bench.trainers.records import Conversation, PreferencePair, Problem
 from bfpo_bench.types import Message
 
 # Stands for an answer where only what the template puts behind one is wanted.
@@ -39,14 +39,10 @@ class PairTokeniser:
         self._special = sorted(one.content for one in tokenizer.added_tokens_decoder.values() if one.special)
         self.max_length, self.max_prompt_length, self.long_prompts = max_length, max_prompt_length, long_prompts
 
-    def pair(self, pair: PreferencePair, *, prefer: Preference = "helpful") -> TokenPair | Problem:
-        """The pair in token ids, or why it cannot be trained on; with `prefer` safer, the safer answer is the chosen.
-
-        A pair without a safety preference keeps its order by helpfulness.
-        """
+    def pair(self, pair: PreferencePair) -> TokenPair | Problem:
+        """The pair in token ids, or why it cannot be trained on."""
         if token := self._control_token([*(one.content for one in pair.prompt), pair.chosen, pair.rejected]):
             return Problem(row=pair.row, reason=f"its text has the control token {token}")
-        chosen_safer = safety_preference(pair)
         before = self._render(pair.prompt, prompt=True)
         front = self._ids(before)
         prompt = self._prompt(front)
@@ -61,17 +57,13 @@ class PairTokeniser:
         if np.array_equal(answers[0], answers[1]):
             return Problem(row=pair.row, reason=f"the answers are equal in their first {len(answers[0])} tokens")
         labels = [np.nan if label is None else float(label) for label in (pair.chosen_safe, pair.rejected_safe)]
-        if prefer == "safer" and chosen_safer < 0:
-            answers.reverse()
-            labels.reverse()
-            chosen_safer = -chosen_safer
         return TokenPair(
             prompt=prompt,
             chosen=answers[0],
             rejected=answers[1],
             chosen_safe=labels[0],
             rejected_safe=labels[1],
-            safety_preference=float(chosen_safer),
+            safety_preference=float(safety_preference(pair)),
             source=pair.source,
             row=pair.row,
             n_cut=n_cut,

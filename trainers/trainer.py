@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -28,10 +29,16 @@ from bfpo_bench.errors import TrainingError
 from bfpo_bench.trainers.divergence import ReferenceStates, mean_divergence
 from bfpo_bench.trainers.layout import Layout, TokenPair, TokenRow, Tokens, lay_out
 from bfpo_bench.trainers.logprobs import answer_log_probs, token_log_probs
-from bfpo_bench.trainers.losses import LOSSES, Columns, LossSettings, PairLogProbs, loss_target, reward_scale
+from bfpo_bench.trainers.losses import LOSSES, Columns, PairLogProbs, loss_target, reward_scale
 from bfpo_bench.trainers.metrics import Accumulator, Tally, metric_names, pair_metrics
 from bfpo_bench.trainers.order import BufferedOrder
+from bfpo_bench.trainers.settings import LossSettings
 
+# What this file overrides of the Trainer's own: under another name it would be called by no one, and say nothing.
+_OVERRIDDEN = (
+    *("_get_num_items_in_batch", "_get_grad_norm", "_run_epoch", "_save_checkpoint", "_load_optimizer_and_scheduler"),
+    *("compute_loss", "evaluation_loop", "log"),
+)
 # Written last into a checkpoint of the training state: without it, a kill came in between.
 COMPLETE = "complete.json"
 _METRICS = "metrics.json"
@@ -96,6 +103,10 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         divergence: Mapping[str, ReferenceStates] | None = None,
         **options: Any,
     ) -> None:
+        if absent := [name for name in _OVERRIDDEN if not hasattr(Trainer, name)]:
+            raise TrainingError(
+                f"transformers {transformers.__version__} has no Trainer.{absent[0]}: install that of constraints.txt."
+            )
         super().__init__(
             model=model,
             args=args,
@@ -149,12 +160,13 @@ class PairTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         counts = num_items_in_batch
         if not isinstance(counts, torch.Tensor):
-            counts = self._counts(inputs).to(inputs["input_ids"].device)
+            raise TrainingError(f"transformers {transformers.__version__} did not say how many pairs the step has.")
         found = self._losses(model, inputs)
         # Gradients are averaged over processes; the sum over all of them is wanted.
         loss = (found.losses / counts[found.group]).sum() * self.accelerator.num_processes
         self._step_rows += inputs["rows"]
-        self._tokens += int(inputs["input_ids"].numel())
+        mask = inputs["attention_mask"]
+        self._tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
         self._broken += (~loss.detach().isfinite()).to(self._broken)
         if found.tally is not None:
             self._metrics.add(found.tally)
@@ -229,7 +241,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         raise TrainingError(
             f"The {what} of step {self.state.global_step + 1} is not finite, in a batch of rows {shown}. The weights "
             f"before it are in {folder}, with all row ids in stopped.json: lower training.learning_rate, or leave the "
-            "rows out."
+            "rows out, and start over with --fresh or another out=FOLDER."
         )
 
     def check_last_step(self) -> None:
@@ -253,7 +265,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
             self._metrics.reset()
             now = time.perf_counter()
             logs["tokens_per_second"] = self._tokens * self.accelerator.num_processes / (now - self._since)
-            logs["peak_memory_gib"] = peak_memory()
+            logs["peak_memory_gib"] = peak_memory(self.args.device)
             self._tokens, self._since = 0, now
         super().log({name: value for name, value in logs.items() if value is not None}, start_time)
 
@@ -272,6 +284,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """The metrics of training on rows that are not trained on; the loss is the mean over all of them."""
+        began = time.perf_counter()
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
         model.eval()
         total = Accumulator((*_names(self.objective), "loss"))
@@ -289,12 +302,14 @@ class PairTrainer(Trainer):  # type: ignore[misc]
             with torch.no_grad(), self.compute_loss_context_manager():
                 metrics["kl"] = mean_divergence(model, states)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self._since += time.perf_counter() - began
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=named, num_samples=self.num_examples(dataloader))
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the Trainer, then the mark that says that all of it is there; older ones go only after that."""
+        began = time.perf_counter()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -310,6 +325,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
                 # The mark first: half a checkpoint must not look like one.
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)
+        self._since += time.perf_counter() - began
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -398,9 +414,9 @@ def remove_incomplete_checkpoints(folder: Path) -> list[str]:
     return [path.name for path in broken]
 
 
-def peak_memory() -> float:
-    """The most memory that was held at once, in GiB: the GPU's where there is one, else the process's."""
-    if torch.cuda.is_available():
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was held at once, in GiB: the GPU's where that is trained on, else the process's."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (2**30 if sys.platform == "darwin" else 2**20)

@@ -19,13 +19,22 @@ import torch
 from transformers import AutoTokenizer, TrainingArguments
 
 from bfpo_bench.errors import ConfigError, did_you_mean
-from bfpo_bench.trainers.folder import STATE, Mode, begin, finish, is_complete, manifest_of, prepare_out, refuse_other
-from bfpo_bench.trainers.losses import LossSettings
+from bfpo_bench.trainers.folder import (
+    begin,
+    check_out,
+    finish,
+    is_complete,
+    manifest_of,
+    prepare_out,
+    refuse_other,
+)
+from bfpo_bench.trainers.names import STATE, Mode
 from bfpo_bench.trainers.order import BufferedOrder, FixedOrder
 from bfpo_bench.trainers.preparation import (
     choose_layout,
     fill_reference,
     load_model,
+    margin_model,
     reference_for_divergence,
     with_adapter,
 )
@@ -56,8 +65,9 @@ _DEFAULTS: Mapping[str, Any] = {
 # Switches that must stay off.
 _BREAKS_A_PROMISE: Mapping[str, str] = {
     "save_only_model": "a run could not be resumed",
+    "neftune_noise_alpha": "the policy would be noisy and the reference not",
+    "auto_find_batch_size": "a step would change its size",
     "ignore_data_skip": "a resumed run would see other rows",
-    "dataloader_persistent_workers": "workers would go on with the first epoch's order",
     "fp16": "the reference is computed in float32 or bfloat16 (training.bf16)",
 }
 
@@ -86,18 +96,28 @@ def train(
     if not dry_run:
         prepare_out(out, mode=mode, first=first, say=say)
         arguments.distributed_state.wait_for_everyone()
-        if is_complete(out):
-            refuse_other(out, recipe, base)
-            say(f"{out} is complete already; --fresh trains it again")
-            return out
+    else:
+        check_out(out, mode=mode)
     tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=recipe.trust_remote_code)
     data = read_data(recipe, tokenizer, prompts=prompts, unchecked=unchecked, say=say)
-    manifest = manifest_of(recipe, base, data, prompts=prompts, unchecked=unchecked, processes=arguments.world_size)
+    manifest = manifest_of(
+        recipe,
+        base,
+        data,
+        prompts=prompts,
+        unchecked=unchecked,
+        processes=arguments.world_size,
+        margin=margin_model(recipe),
+    )
     _refuse_empty_epochs(recipe, data, arguments)
     if dry_run:
         for line in _plan(recipe, data, arguments):
             say(line)
         return None
+    if is_complete(out):
+        refuse_other(out, manifest)
+        say(f"{out} is complete already; --fresh trains it again")
+        return out
     if first:
         begin(out, manifest)
     arguments.distributed_state.wait_for_everyone()
@@ -114,8 +134,7 @@ def train(
     trainer.check_last_step()
     if not _is_evaluated(trainer, data):
         trainer.evaluate()
-    finish(trainer, recipe, base, manifest, seconds=time.time() - started, first=first)
-    say(f"checkpoint: {out}")
+    finish(trainer, recipe, manifest, seconds=time.time() - started, first=first)
     del trainer
     gc.collect()
     return out
@@ -197,9 +216,12 @@ def _plan(recipe: Recipe, data: Data, arguments: TrainingArguments) -> list[str]
     steps = -(-len(order) // per_step) * arguments.num_train_epochs
     steps = arguments.max_steps if arguments.max_steps > 0 else steps
     tokens = sum(row.n_tokens for part in data.train.values() for row in part.rows)
+    left_out = len(order) % (arguments.per_device_train_batch_size * arguments.world_size)
+    note = f" ({left_out} rows of each epoch do not fill a batch of every process)" if left_out else ""
     return [
         f"method: {recipe.method}, {json.dumps(asdict(recipe.loss))}",
-        f"an epoch: {len(order)} rows{' and as many of the buffer' if order.buffer else ''}; a step: {per_step}",
+        f"an epoch: {len(order)} rows{' and as many of the buffer' if order.buffer else ''}; a step: {per_step}"
+        + (note if arguments.dataloader_drop_last else ""),
         f"steps: {steps:g}; tokens of all data, packed: {tokens}",
         f"checkpoint: {recipe.out}",
     ]
@@ -217,9 +239,9 @@ def _objective(recipe: Recipe, data: Data) -> Objective:
     sources = tuple(dict.fromkeys(one for names in named.values() for one in names))
     buffered = recipe.settings.buffered and len(named) == 2
     groups = tuple(named.values()) if buffered else (sources,)
-    return Objective(
-        loss=recipe.settings.loss, settings=LossSettings(**asdict(recipe.loss)), sources=sources, groups=groups
-    )
+    # A set of evaluation is watched under its own name.
+    sources = tuple(dict.fromkeys((*sources, *data.evaluation)))
+    return Objective(loss=recipe.settings.loss, settings=recipe.loss, sources=sources, groups=groups)
 
 
 def _named_by_part(data: Data) -> Data:
@@ -230,10 +252,7 @@ def _named_by_part(data: Data) -> Data:
 
     return Data(
         train={name: renamed(name, part) for name, part in data.train.items()},
-        evaluation={
-            name: renamed(name if name in data.train else next(iter(data.train)), part)
-            for name, part in data.evaluation.items()
-        },
+        evaluation={name: renamed(name, part) for name, part in data.evaluation.items()},
     )
 
 
