@@ -550,10 +550,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import show
     from bfpo_bench.train import (
         check_scoring,
+        first_stage,
         in_a_process,
         is_first_process,
         train_and_score,
         train_arguments,
+        train_first,
         train_here,
     )
     from bfpo_bench.trainers.recipe import find_recipe, load_recipe
@@ -563,6 +565,12 @@ def _train(arguments: argparse.Namespace) -> int:
     scoring, data_dir = _scoring(arguments), _existing_mirror(arguments.data_dir)
     suites = [*arguments.check, *([] if scoring is None else [scoring.suite])]
     _check_suites(suites)
+    if arguments.dry_run and (first := first_stage(recipe)) is not None:
+        # Its checkpoint is not there: the data is read with the tokenizer of the model that it will be made of.
+        show(f"after {recipe.after}, which is trained first -> {first.out}")
+        recipe = replace(recipe, model=first.model, revision=first.revision)
+    elif (code := train_first(recipe, scoring, data_dir=data_dir)) not in (OK, PARTIAL):
+        return code
     if arguments.dry_run:
         plan = [] if scoring is None else check_scoring(recipe, scoring)
         train_here(recipe, mode=arguments.mode, dry_run=True, suites=suites, data_dir=data_dir)
@@ -605,11 +613,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     from bfpo_bench.console import say, show
     from bfpo_bench.sweep import plan_sweep, run_sweep, table
-    from bfpo_bench.train import check_scoring, write_leaderboard
+    from bfpo_bench.train import check_scoring, first_stage, train_first, write_leaderboard
 
     plan = plan_sweep(arguments.recipe, arguments.overrides, seeds=arguments.seeds, out=arguments.out)
     scoring, data_dir = _scoring(arguments), _existing_mirror(arguments.data_dir)
-    cost = [] if scoring is None else check_scoring(plan.plain, scoring)
+    if not arguments.dry_run and (code := train_first(plan.plain, scoring, data_dir=data_dir)) not in (OK, PARTIAL):
+        return code
+    cost = [] if scoring is None else check_scoring(first_stage(plan.plain) or plan.plain, scoring)
     if arguments.dry_run:
         for line in (*(f"{' '.join(point.overrides)} -> {point.recipe.out}" for point in plan.points), *cost):
             show(line)

@@ -26,8 +26,9 @@ from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.run import describe, make_plan, plan_samples, run
 from bfpo_bench.sources import hash_folder, is_folder, model_folder, resolve_model
 from bfpo_bench.store import MANIFEST, SCORES, read_json
+from bfpo_bench.trainers import names
 from bfpo_bench.trainers.names import Mode
-from bfpo_bench.trainers.recipe import Base, Recipe
+from bfpo_bench.trainers.recipe import Base, Recipe, find_recipe, load_recipe
 from bfpo_bench.types import Sample, TaskSpec
 
 # The suites whose prompts are always looked for in training data: PKU-SafeRLHF's own test prompts are one of `paper`.
@@ -268,7 +269,45 @@ def train_arguments(
     return command + ([] if data_dir is None else ["--data-dir", str(data_dir)])
 
 
+def first_stage(recipe: Recipe) -> Recipe | None:
+    """The recipe that this one comes after, where its checkpoint is not there yet; None where nothing is to be done."""
+    if recipe.after is None:
+        return None
+    first = load_recipe(find_recipe(recipe.after))
+    manifest = first.out / names.MANIFEST
+    return None if manifest.is_file() and read_json(manifest).get("status") == "complete" else first
+
+
+def train_first(recipe: Recipe, scoring: Scoring | None, *, data_dir: Path | None) -> int:
+    """Train (and score) the first stage in a process of its own, unless it is there; the exit code."""
+    first = first_stage(recipe)
+    if first is None or recipe.after is None:
+        return 0
+    if n_processes() > 1:
+        raise ConfigError(
+            f"This recipe comes after {recipe.after}, which is not trained yet: train {recipe.after} first."
+        )
+    say(f"first stage: {recipe.after} -> {first.out}")
+    arguments = train_arguments(find_recipe(recipe.after), (), data_dir=data_dir)
+    if scoring is None:
+        return in_a_process(arguments)
+    check_scoring(first, scoring)
+    return in_a_process([*arguments, *scoring_arguments(scoring)])
+
+
 # -- scoring -----------------------------------------------------------------------------------------------------------
+
+
+def scoring_arguments(scoring: Scoring) -> list[str]:
+    """`--then-run` and what goes with it, for another process; a mirror is `train_arguments`'."""
+    command = ["--then-run", scoring.suite, "--engine", scoring.engine]
+    for judge in scoring.judge:
+        command += ["--judge", judge]
+    if scoring.engine_args:
+        command += ["--engine-args", *scoring.engine_args]
+    if scoring.limit is not None:
+        command += ["--limit", str(scoring.limit)]
+    return [*command, "--runs", str(scoring.runs), "--leaderboard", str(scoring.leaderboard)]
 
 
 def base_run(recipe: Recipe, scoring: Scoring) -> RunSpec:

@@ -359,3 +359,25 @@ def test_a_path_that_is_no_file_is_not_mistaken_for_a_bundled_recipe():
 @pytest.mark.parametrize("name", sorted(one.stem for one in RECIPES.glob("*.yaml")))
 def test_every_bundled_recipe_loads(name):
     assert isinstance(load_recipe(find_recipe(name)), Recipe)
+
+
+# -- a stage before ----------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_comes_after_another_starts_from_its_checkpoint(tmp_path):
+    (tmp_path / "first.yaml").write_text("model: m\nmethod: sft\nout: there\nsafety: {format: jsonl, path: s.jsonl}\n")
+    second = tmp_path / "second.yaml"
+    second.write_text(f"after: {tmp_path / 'first.yaml'}\nsafety: {{format: jsonl, path: s.jsonl}}\n")
+    assert load_recipe(second).model == "there"
+    other = load_recipe(second, ["model=elsewhere"])
+    assert (other.model, other.after) == ("elsewhere", None)
+
+
+def test_a_recipe_with_both_a_model_and_a_stage_before_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="both model and after"):
+        recipe_of(tmp_path, "after: demo-sft")
+
+
+def test_the_demo_comes_after_its_sft_stage():
+    demo, first = (load_recipe(RECIPES / f"{name}.yaml") for name in ("demo", "demo-sft"))
+    assert demo.after == "demo-sft" and demo.model == str(first.out)

@@ -93,6 +93,7 @@ class LoraRecipe:
 class Recipe:
     """One training run. Lengths are in tokens; `out` is the folder of the finished checkpoint.
 
+    `after` names another recipe whose checkpoint this one starts from, in place of `model`: its first stage.
     `select` names the weights that are trained (`down_proj` matches that part of a dotted name), all where it is empty.
     `dtype` is what weights are trained in, `save_dtype` what the finished checkpoint has (auto: the same; bfloat16
     rounds updates that are small beside their weights back to the base). `long_prompts`: leave out pairs whose prompt
@@ -103,6 +104,7 @@ class Recipe:
 
     model: str
     revision: str | None = None
+    after: str | None = None
     out: Path
     method: str = "bfpo"
     safety: Source | None = None
@@ -201,11 +203,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         body = _overridden(body, override)
     where = f"recipe {path.name}"
+    if any(override.startswith("model=") for override in overrides):
+        body["after"] = None
+    if body.get("after") is not None:
+        body = _begun(body, where=where)
     if body.get("out") is None:
         body["out"] = str(Path("checkpoints") / _name(path.stem, str(body.get("method", "bfpo")), overrides))
     recipe: Recipe = _record(Recipe, body, where=where)
     _check(recipe, where=where)
     return recipe
+
+
+def _begun(body: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """The recipe with the checkpoint of its first stage as its model."""
+    if body.get("model") is not None:
+        raise ConfigError(f"{where} has both model and after: training starts from one of them.")
+    if not isinstance(body["after"], str):
+        raise ConfigError(f"{body['after']!r} is no value for after of {where}: the name of a recipe is wanted.")
+    return {**body, "model": str(load_recipe(find_recipe(body["after"])).out)}
 
 
 def _name(stem: str, method: str, overrides: Sequence[str]) -> str:
