@@ -311,7 +311,12 @@ def scoring_arguments(scoring: Scoring) -> list[str]:
 
 
 def base_run(recipe: Recipe, scoring: Scoring) -> RunSpec:
-    """The run of the model that training starts from: the one that `run --model` would make in `--runs`."""
+    """The run of the model that training starts from: the one that `run --model` would make in `--runs`.
+
+    A first stage has its own already, as the checkpoint that it made.
+    """
+    if recipe.after is not None:
+        return checkpoint_run(load_recipe(find_recipe(recipe.after)), scoring)
     return _run_of(model_name(recipe), recipe, scoring)
 
 

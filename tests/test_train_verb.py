@@ -552,3 +552,42 @@ def test_two_processes_of_a_launcher_train_and_the_first_one_scores(tmp_path, ti
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("leaderboard: site/index.html") == 1
     assert (tmp_path / "runs" / "two-mini-limit2" / "scores.json").exists()
+
+
+# -- a stage before ----------------------------------------------------------------------------------------------------
+
+
+def test_the_base_of_a_later_stage_is_the_run_that_the_first_stage_was_scored_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    later, first = (load_recipe(find_recipe(name)) for name in ("demo", "demo-sft"))
+    scoring = Scoring(suite="mini", runs=tmp_path / "runs")
+    assert stage.base_run(later, scoring).folder == stage.checkpoint_run(first, scoring).folder
+
+
+def test_a_first_stage_is_to_be_trained_until_its_manifest_says_that_it_is_complete(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(find_recipe("demo"))
+    assert stage.first_stage(recipe) == load_recipe(find_recipe("demo-sft"))
+    folder = Path(recipe.model)
+    folder.mkdir(parents=True)
+    (folder / "training_manifest.json").write_text('{"status": "training"}')
+    assert stage.first_stage(recipe) is not None
+    (folder / "training_manifest.json").write_text('{"status": "complete"}')
+    assert stage.first_stage(recipe) is None
+    assert stage.first_stage(load_recipe(find_recipe("demo"), ["model=elsewhere"])) is None
+
+
+def test_what_a_first_stage_is_scored_with_is_what_was_asked_for():
+    scoring = Scoring(
+        suite="mini", judge=("keyword",), engine="hf", engine_args=("dtype=float32",), limit=3, runs=Path("r"),
+        leaderboard=Path("s"),
+    )  # fmt: skip
+    said = "--then-run mini --engine hf --judge keyword --engine-args dtype=float32 --limit 3 --runs r --leaderboard s"
+    assert stage.scoring_arguments(scoring) == said.split()
+
+
+def test_under_a_launcher_a_first_stage_that_is_not_there_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="train demo-sft first"):
+        stage.train_first(load_recipe(find_recipe("demo")), None, data_dir=None)
