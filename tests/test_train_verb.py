@@ -108,7 +108,8 @@ def test_a_recipe_needs_no_changes():
 
 def test_the_verb_prints_the_checkpoints_folder_once(monkeypatch, capsys):
     monkeypatch.setattr(stage, "train_here", lambda recipe, **options: recipe.out)
-    assert main(["train", "demo", "out=ck/a"]) == 0
+    # With a model of its own it comes after no other recipe, which would be trained for real.
+    assert main(["train", "demo", "model=m", "out=ck/a"]) == 0
     assert capsys.readouterr().out == "checkpoint: ck/a\n"
 
 
