@@ -24,7 +24,7 @@ from bfpo_bench.harness.process import ProcessGroup
 from bfpo_bench.leaderboard.inert import without_paths
 from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.run import describe, make_plan, plan_samples, run
-from bfpo_bench.sources import hash_folder, is_folder, model_folder, resolve_model
+from bfpo_bench.sources import bfpo_home, hash_folder, is_folder, model_folder, resolve_model
 from bfpo_bench.store import MANIFEST, SCORES, read_json
 from bfpo_bench.trainers import names
 from bfpo_bench.trainers.names import Mode
@@ -216,7 +216,16 @@ def train_here(
     prompts, unchecked = benchmark_prompts(suites, data_dir=data_dir)
     from bfpo_bench.trainers.training import train
 
-    folder = train(recipe, base=base, prompts=prompts, unchecked=unchecked, mode=mode, dry_run=dry_run, say=talk)
+    folder = train(
+        recipe,
+        base=base,
+        prompts=prompts,
+        unchecked=unchecked,
+        mode=mode,
+        dry_run=dry_run,
+        say=talk,
+        cache=bfpo_home() / "reference",
+    )
     if folder is not None and is_first_process():
         from bfpo_bench.trainers.card import write_card
 

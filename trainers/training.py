@@ -81,7 +81,7 @@ def train(
     mode: Mode = "auto",
     dry_run: bool = False,
     say: Say,
-    cache: Path | None = None,
+    cache: Path,
 ) -> Path | None:
     """Train and save; the checkpoint's folder, None for a dry run. The same call goes on with a run that was killed.
 
@@ -122,7 +122,7 @@ def train(
         begin(out, manifest)
     arguments.distributed_state.wait_for_everyone()
     started = time.time()
-    trainer = prepared_trainer(recipe, base, tokenizer, data, arguments, cache=cache or cache_root(), say=say)
+    trainer = prepared_trainer(recipe, base, tokenizer, data, arguments, cache=cache, say=say)
     removed = remove_incomplete_checkpoints(out / STATE) if first else []
     arguments.distributed_state.wait_for_everyone()
     if removed:
@@ -290,8 +290,3 @@ def prepared_trainer(
         divergence=states,
         processing_class=tokenizer,
     )
-
-
-def cache_root() -> Path:
-    """Where reference log-probabilities are kept unless the caller says otherwise."""
-    return Path(os.environ.get("BFPO_HOME") or "~/.cache/bfpo_bench").expanduser() / "reference"
