@@ -47,7 +47,8 @@ def packed_pairs(
         )
     kind, on_cpu = query.dtype, query.device.type == "cpu"
     if on_cpu and kind in (torch.bfloat16, torch.float16):
-        # torch 2.13's CPU kernel takes three times as long for bfloat16 as for float32, backward above all.
+        # torch 2.13's CPU kernel is slower in bfloat16 on short rows: 3 times at 100 tokens, even at 512
+        # (benchmarks/attention_precision.py).
         query, key, value = query.float(), key.float(), value.float()
     if not on_cpu and (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
