@@ -70,7 +70,8 @@ def main() -> int:
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show_axes(base, trained)
+    before = {row.model: [row] for row in lineage(base, rows)}
+    show_axes({**before, **trained})
     show({method: changes(base, of_method) for method, of_method in trained.items()})
     return 0
 
@@ -107,6 +108,15 @@ def base_of(trained: Sequence[LeaderboardRow], rows: Sequence[LeaderboardRow]) -
     if len(slugs) != 1:
         raise ConfigError(f"The trained runs have several bases ({', '.join(slugs)}): give each a --work of its own.")
     return next(row for row in rows if row.slug == slugs[0])
+
+
+def lineage(row: LeaderboardRow, rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    """The run of what `row` was trained from, and so on, `row` last: those of them that were scored in the same way."""
+    by_slug = {one.slug: one for one in rows}
+    found = [row]
+    while (base := found[0].base) is not None:
+        found.insert(0, by_slug[base])
+    return found
 
 
 def passed(row: LeaderboardRow) -> dict[str, dict[str, bool | None]]:
@@ -151,10 +161,10 @@ def paired(task: str, before: dict[str, bool | None], after: Sequence[dict[str, 
     )
 
 
-def show_axes(base: LeaderboardRow, trained: dict[str, list[LeaderboardRow]]) -> None:
+def show_axes(named: dict[str, list[LeaderboardRow]]) -> None:
     """The axes' scores, as the leaderboard has them: the mean over seeds, and the seeds' own."""
     print(f"| | {' | '.join(AXES)} |\n|---|{'---|' * len(AXES)}")
-    for name, rows in {"base": [base], **trained}.items():
+    for name, rows in named.items():
         cells = []
         for axis in AXES:
             values = [100 * score.value for row in rows if (score := row.axes.get(axis)) is not None]

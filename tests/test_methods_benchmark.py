@@ -111,6 +111,18 @@ def test_the_command_prints_the_bases_scores_and_a_method_a_row(methods, tmp_pat
     assert lines[-1].startswith("| bfpo | bfpo_mini_helpful | +0.0 [+0.0, +0.0] | +0 | 3 | 1.0000 |")
 
 
+def test_what_the_base_was_trained_from_stands_above_it(methods, tmp_path, monkeypatch, capsys):
+    first = {"name": "first", "identity": "sha256:first", "method": "sft", "seed": 1}
+    run(tmp_path, "first")
+    run(tmp_path, "base-mini", trained_from=first)
+    run(tmp_path, "bfpo-seed1-mini", trained_from=BASE)
+    words = ["--work", str(tmp_path), "--methods", "bfpo", "--seeds", "1", "--only-print"]
+    monkeypatch.setattr(sys, "argv", ["methods.py", *words])
+    assert methods.main() == 0
+    names = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert names == ["| first", "| base", "| bfpo"]
+
+
 def test_base_and_checkpoint_are_scored_in_the_precision_that_was_trained(methods, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
