@@ -151,7 +151,7 @@ def test_a_file_that_a_kill_left_without_its_table_is_filled(tmp_path):
 # -- several processes -------------------------------------------------------------------------------------------------
 
 
-def together(folder, n, *, rows=ROWS, models=None):
+def together(folder, n, *, rows=ROWS, models=None, told=None):
     """`n` processes at once, as threads that wait for one another."""
     barrier = threading.Barrier(n, timeout=20)
     models = models or [Model() for _ in range(n)]
@@ -159,7 +159,8 @@ def together(folder, n, *, rows=ROWS, models=None):
 
     def work(rank):
         share = Share(rank=rank, of=n, wait=barrier.wait)
-        found[rank] = filled(folder, models[rank], rows, share=share)
+        first = told.append if told is not None and rank == 0 else lambda n: None
+        found[rank] = filled(folder, models[rank], rows, share=share, progress=first)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(n)]
     for thread in threads:
@@ -167,6 +168,13 @@ def together(folder, n, *, rows=ROWS, models=None):
     for thread in threads:
         thread.join()
     return found, models
+
+
+def test_the_first_process_counts_for_all_and_never_more_than_there_are(tmp_path):
+    # Of 7 rows the first of two has 4, in batches of 2: 4 of both, and 3 are left, not 4.
+    told = []
+    together(tmp_path, 2, told=told)
+    assert told == [0, 4, 3]
 
 
 @pytest.mark.parametrize("n", [2, 3])

@@ -63,7 +63,7 @@ def with_reference(
     _check_stored([by_name[name] for name in unique if name in stored][:2], stored, compute, folder, precision)
     # All have looked before any writes: a share is cut from one and the same list.
     share.wait()
-    mine = [unique[index] for index in missing[share.rank :: share.of]]
+    mine, left = [unique[index] for index in missing[share.rank :: share.of]], len(missing)
     for start in range(0, len(mine), batch):
         part = mine[start : start + batch]
         values = np.asarray(compute([by_name[name] for name in part]), dtype=np.float64)
@@ -71,7 +71,10 @@ def with_reference(
             if not np.isfinite(pair).all():
                 raise TrainingError(f"The reference's log-probabilities of row {by_name[name].row} are not finite.")
         _store(folder / f"rank-{share.rank}.sqlite", dict(zip(part, map(tuple, values.tolist()), strict=True)))
-        progress(len(part) * share.of)
+        # The others are as far as this process is, as far as it can tell.
+        step = min(len(part) * share.of, left)
+        left -= step
+        progress(step)
     share.wait()
     stored = _stored(folder)
     return [stored[name] for name in names]
