@@ -457,7 +457,8 @@ def test_nineteen_of_twenty_powered_intervals_hold_the_truth(rate):
 
 @pytest.mark.slow
 def test_every_promised_coverage_holds():
-    done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True, timeout=500)
+    command = [sys.executable, BENCHMARK, "--only", "rogan-gladen", "ppi"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     lines = [line for line in done.stdout.splitlines() if line.endswith("  yes")]
     assert (done.returncode, "BROKEN" in done.stdout) == (0, False), done.stdout + done.stderr
     assert {line.split()[0] for line in lines} == {"rogan-gladen", "ppi"}

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta, bootstrap, ttest_1samp
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
-from bfpo_bench.stats import macro_average, mean_interval, wilson
+from bfpo_bench import stats
+from bfpo_bench.stats import (
+    clopper_pearson,
+    cluster_sums,
+    clustered_interval,
+    macro_average,
+    mean_interval,
+    smoothed,
+    weighted_sums,
+    wilson,
+    worst_of,
+)
 from bfpo_bench.types import Score
+
+BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
 
 
 def rate(k, n, **options):
@@ -87,6 +106,33 @@ def test_failures_mirror_passes(k, n):
     assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low), abs=1e-12)
 
 
+# -- the exact interval of a rate --------------------------------------------------------------------------------------
+
+
+def test_all_passed_leaves_the_exact_interval_the_nth_root_of_its_tail():
+    # Nothing failed: the lower limit is the rate p with p^20 = 0.025.
+    score = clopper_pearson([True] * 20)
+    assert (score.low, score.high) == (pytest.approx(0.025 ** (1 / 20)), 1.0)
+    assert (score.method, score.n, score.value) == ("clopper-pearson", 20, 1.0)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("n", [1, 10, 100])
+def test_the_exact_interval_is_that_of_statsmodels(n, level):
+    for k in sorted({0, 1, n // 3, n}):
+        low, high = proportion_confint(k, n, alpha=1 - level, method="beta")
+        score = clopper_pearson([True] * k + [False] * (n - k), level=level)
+        assert (score.low, score.high) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_the_exact_interval_counts_what_it_leaves_out_and_is_none_of_nothing():
+    score = clopper_pearson([True], n_unscored=3, n_empty=2, n_truncated=1)
+    assert (score.n_unscored, score.n_empty, score.n_truncated) == (3, 2, 1)
+    assert clopper_pearson([], n_unscored=3) is None
+    with pytest.raises(ValueError, match="level"):
+        clopper_pearson([True], level=95)
+
+
 # -- the mean of several -----------------------------------------------------------------------------------------------
 
 
@@ -96,11 +142,9 @@ def test_a_mean_of_ones_and_noughts_is_the_rate_with_its_interval():
 
 
 def test_a_mean_has_the_t_interval_of_scipy():
-    from scipy import stats
-
     values = [0.1, 0.4, 0.35, 0.8]
     score = mean_interval(values)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
     assert (score.value, score.method) == (pytest.approx(0.4125), "t")
     # Both ends lie outside of [0, 1] or not: here the lower one does not.
     assert (score.low, score.high) == (pytest.approx(max(0, expected.low)), pytest.approx(expected.high))
@@ -116,6 +160,192 @@ def test_equal_values_are_not_certain():
 def test_a_mean_lies_in_its_interval_and_the_interval_in_nought_to_one(values):
     score = mean_interval(values)
     assert 0 <= score.low <= score.value + 1e-12 and score.value - 1e-12 <= score.high <= 1
+
+
+# -- the mean of clusters ----------------------------------------------------------------------------------------------
+
+
+def twins(k, n, *, size=2):
+    """n clusters of equal values, k of them passes: values and clusters' names."""
+    values = [1.0] * (k * size) + [0.0] * ((n - k) * size)
+    return values, [f"prompt {i}" for i in range(n) for _ in range(size)]
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0, 1.0], [0.2, 0.4, 0.9], []], ids=["passes", "scores", "none"])
+def test_clusters_of_one_are_no_clusters(values):
+    assert clustered_interval(values, [str(i) for i in range(len(values))]) == mean_interval(values)
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 10), (14, 20), (95, 100)])
+def test_clusters_that_pass_or_fail_as_one_have_jeffreys_interval_of_so_many_clusters(k, n):
+    """The closed form: the draws are Beta(k + 1/2, n - k + 1/2)."""
+    low, high = proportion_confint(k, n, method="jeffreys")
+    score = clustered_interval(*twins(k, n))
+    assert (score.low, score.high) == pytest.approx((low, high), abs=0.01)
+    assert (score.value, score.n, score.method) == (pytest.approx(k / n), 2 * n, "cluster-bootstrap")
+
+
+def test_all_passed_in_clusters_is_not_certain():
+    score = clustered_interval(*twins(20, 20, size=3))
+    assert (score.value, score.high) == (1.0, 1.0)
+    assert score.low == pytest.approx(beta.ppf(0.025, 20.5, 0.5), abs=0.01)
+
+
+def test_none_passed_in_clusters_is_not_certain():
+    score = clustered_interval(*twins(0, 20, size=3))
+    assert (score.value, score.low) == (0.0, 0.0)
+    assert score.high == pytest.approx(beta.ppf(0.975, 0.5, 20.5), abs=0.01)
+
+
+def test_one_cluster_says_as_little_as_one_prompt():
+    score = clustered_interval([1.0] * 50, ["the same"] * 50)
+    assert score.low == pytest.approx(beta.ppf(0.025, 1.5, 0.5), abs=0.02)
+    assert score.low < 0.2
+
+
+def test_a_copy_of_every_row_makes_no_interval_narrower():
+    two, five = clustered_interval(*twins(7, 10, size=2)), clustered_interval(*twins(7, 10, size=5))
+    assert (five.low, five.high) == pytest.approx((two.low, two.high), abs=1e-9)
+    assert (two.n, five.n) == (20, 50)
+
+
+def correlated(n_clusters, *, seed=4):
+    """Values of clusters of one to five, each with a level of its own."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, n_clusters)
+    values = np.clip(np.repeat(rng.normal(0.5, 0.2, n_clusters), sizes) + rng.normal(0, 0.1, sizes.sum()), 0, 1)
+    return values, np.repeat(np.arange(n_clusters), sizes)
+
+
+def test_many_clusters_have_the_interval_of_cluster_robust_errors():
+    values, names = correlated(400)
+    fit = OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": names})
+    low, high = fit.conf_int()[0]
+    score = clustered_interval(values.tolist(), names.tolist())
+    assert score.value == pytest.approx(values.mean())
+    assert (score.low, score.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+
+
+def test_many_clusters_have_the_interval_of_scipys_bootstrap():
+    values, names = correlated(400)
+    sums, sizes = np.bincount(names, weights=values), np.bincount(names)
+    ratio = lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis)  # noqa: E731
+    options = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": 5000}
+    found = bootstrap((sums, sizes), ratio, rng=np.random.default_rng(1), **options).confidence_interval
+    score = clustered_interval(values.tolist(), names.tolist())
+    assert (score.low, score.high) == pytest.approx((found.low, found.high), abs=0.05 * (found.high - found.low))
+
+
+def test_the_order_of_rows_moves_no_limit_and_another_seed_does():
+    values, names = correlated(30)
+    order = np.random.default_rng(0).permutation(len(values))
+    score = clustered_interval(values.tolist(), names.tolist())
+    again = clustered_interval(values[order].tolist(), names[order].tolist())
+    assert (again.low, again.high) == pytest.approx((score.low, score.high), abs=1e-12)
+    other = clustered_interval(values.tolist(), names.tolist(), seed=1)
+    assert other.low != score.low and other.low == pytest.approx(score.low, abs=0.01)
+
+
+def test_what_is_not_in_a_clustered_mean_is_counted_beside_it():
+    score = clustered_interval([1.0, 0.0, 1.0], ["a", "a", "b"], n_unscored=7, n_empty=2, n_truncated=1, level=0.9)
+    assert (score.n, score.n_unscored, score.n_empty, score.n_truncated, score.level) == (3, 7, 2, 1, 0.9)
+
+
+def test_values_without_a_cluster_are_refused():
+    with pytest.raises(ValueError, match="2 values have 1 clusters"):
+        clustered_interval([1.0, 0.0], ["a"])
+    with pytest.raises(ValueError, match="level"):
+        clustered_interval([1.0, 0.0], ["a", "a"], level=1.0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5)), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=50)
+def test_a_clustered_mean_lies_in_its_interval_and_the_interval_in_nought_to_one(rows):
+    score = clustered_interval([value for value, _ in rows], [name for _, name in rows], n_resamples=200)
+    assert -1e-12 <= score.low <= score.value + 1e-12 and score.value - 1e-12 <= score.high <= 1 + 1e-12
+
+
+def test_sums_and_sizes_a_cluster_by_hand():
+    sums = cluster_sums([0.5, 1.0, 0.25, 0.0], ["a", "b", "a", "c"])
+    assert sums.tolist() == [[0.0, 1.0], [1.0, 1.0], [0.75, 2.0]]
+
+
+def test_weights_have_the_mean_and_variance_of_an_exponential():
+    weights = weighted_sums(np.eye(4), n_resamples=20_000, seed=3)
+    assert weights.shape == (20_000, 4)
+    # The standard errors are 0.007 and 0.02: of an exponential, the fourth central moment is 9.
+    assert weights.mean(axis=0) == pytest.approx(np.ones(4), abs=0.03)
+    assert np.cov(weights.T) == pytest.approx(np.eye(4), abs=0.08)
+
+
+def test_the_number_of_threads_changes_no_draw(monkeypatch):
+    columns = np.random.default_rng(0).random((3000, 2))
+    one, many = (
+        (monkeypatch.setattr(stats, "_THREADS", threads), weighted_sums(columns, n_resamples=500, seed=0))[1]
+        for threads in (1, 3)
+    )
+    assert np.array_equal(one, many)
+    assert len(np.unique(one[:, 0])) == 500
+
+
+def test_the_pseudo_clusters_alone_are_jeffreys_prior():
+    """Nothing observed: Beta(1/2, 1/2), the arcsine law, whose quartiles are sin²(pi / 8) and its complement."""
+    nothing = np.zeros((40_000, 2))
+    drawn = smoothed(nothing, nothing, size=3.0, seed=0)
+    quartile = math.sin(math.pi / 8) ** 2
+    found = np.quantile(drawn, [0.25, 0.75], axis=0)
+    assert found == pytest.approx(np.array([[quartile] * 2, [1 - quartile] * 2]), abs=0.01)
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.03
+
+
+# -- the worst of k ----------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_of_two_by_hand():
+    score = worst_of([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], ["a", "a", "b", "b", "c", "c"])
+    assert score == wilson([True, False, False])
+
+
+def test_one_answer_a_prompt_is_its_own_worst():
+    assert worst_of([1.0, 0.0, 0.5], ["a", "b", "c"]) == mean_interval([1.0, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_worst_of_fewer_than_were_asked_is_the_mean_over_all_choices(k):
+    answers = [0.3, 1.0, 0.0, 0.8, 0.8]
+    expected = np.mean([min(some) for some in itertools.combinations(answers, k)])
+    assert worst_of(answers, ["a"] * 5, k=k).value == pytest.approx(expected)
+
+
+def test_a_prompt_with_fewer_answers_is_unscored_since_the_worst_of_fewer_looks_better():
+    score = worst_of([1.0, 0.0, 1.0], ["a", "a", "b"], n_unscored=4, n_empty=1)
+    assert (score.n, score.n_unscored, score.n_empty, score.value) == (1, 5, 1, 0.0)
+    assert worst_of([1.0], ["a"], k=2) is None
+    assert worst_of([], []) is None
+
+
+def test_the_worst_of_no_answers_is_refused():
+    with pytest.raises(ValueError, match="worst of 0"):
+        worst_of([1.0], ["a"], k=0)
+
+
+def test_prompts_that_hang_together_are_resampled_together():
+    values, prompts = [1.0] * 8 + [0.0] * 8, [prompt for prompt in range(8) for _ in range(2)]
+    wide = worst_of(values, prompts, clusters=[prompt // 2 for prompt in prompts])
+    assert (wide.low, wide.high) == pytest.approx(proportion_confint(2, 4, method="jeffreys"), abs=0.02)
+    assert (wide.n, wide.method) == (8, "cluster-bootstrap")
+
+
+# -- the average of tasks ----------------------------------------------------------------------------------------------
+
+
+def test_the_average_of_clustered_scores_has_the_interval_of_their_mean():
+    """Against draws of the mean of two independent rates, each Beta as the closed form of a clustered score has it."""
+    average = macro_average([clustered_interval(*twins(12, 40)), clustered_interval(*twins(30, 50, size=3))])
+    rng = np.random.default_rng(0)
+    drawn = (rng.beta(12.5, 28.5, 100_000) + rng.beta(30.5, 20.5, 100_000)) / 2
+    assert (average.low, average.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+    assert (average.value, average.n, average.method) == (pytest.approx((12 / 40 + 30 / 50) / 2), 230, "macro-mover")
 
 
 def test_the_average_of_nothing_is_nothing():
@@ -207,3 +437,16 @@ def test_nineteen_of_twenty_averages_cover_the_truth(rates, sizes):
     covered = np.mean([average.low <= truth <= average.high for average in averages])
     # The standard error of the simulation is 0.35 %.
     assert 0.93 <= covered <= 0.97
+
+
+# -- simulated coverage ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_coverage_promised_of_the_quick_intervals_holds():
+    methods = ("wilson", "clopper-pearson", "t", "macro-mover", "tango", "youden")
+    command = [sys.executable, BENCHMARK, "--only", *methods]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert (done.returncode, "BROKEN" in done.stdout) == (0, False), done.stdout + done.stderr
+    promised = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(("  yes", "  least"))}
+    assert promised == set(methods)
