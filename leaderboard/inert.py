@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from typing import Any
@@ -19,6 +21,19 @@ _CONTROLS = (
 _PATH = re.compile(r"""(?<![^\s'"(=:,])(?!(?<=:)//)(?:~?/|~?[A-Za-z]:\\|\\\\)[^\s'",;)]*[^\s'",;).:]""")
 # What a spreadsheet takes for a formula, its full-width forms included.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# What Markdown or HTML in it would take for more than a character. An underscore inside a word is none.
+_MARKDOWN = re.compile(r"[\\`*{}\[\]<>#|~&@!$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+# An escape in JSON that may stand for what `visible` shows: none of those that stand for < > &.
+_ESCAPE = re.compile(r"\\(?:[bfr]|u(?!003[ce]|0026))")
+
+
+def hides(text: str) -> bool:
+    """Whether a text of `json_in_html` may hold what `visible` shows; now and then it says so of one that does not."""
+    hidden = "\x7f" in text if text.isascii() else _HIDDEN.search(text) is not None
+    return hidden or _ESCAPE.search(text) is not None
 
 
 def visible(text: str) -> str:
@@ -34,10 +49,15 @@ def _named(match: re.Match[str]) -> str:
 
 def json_in_html(value: Any) -> str:
     """JSON for a `<script type="application/json">`: no text in it can end the element or open a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    text = _JSON.encode(value)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def policy_hash(source: str) -> str:
+    """A script or style sheet as a content security policy names it (CSP level 3, hash-source)."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode('utf-8')).digest()).decode('ascii')}'"
 
 
 def csv_text(text: str) -> str:
@@ -45,6 +65,11 @@ def csv_text(text: str) -> str:
     plain = _HIDDEN.sub("", re.sub(r"[\t\r\n]+", " ", text))
     runs = text.startswith(_FORMULA) or plain.lstrip().startswith(_FORMULA)
     return f"'{plain}" if runs else plain
+
+
+def markdown_text(text: str) -> str:
+    """One line in which nothing is Markdown, HTML or a link: what could be one stands as its entity."""
+    return _MARKDOWN.sub(lambda match: f"&#{ord(match.group())};", visible(" ".join(text.split())))
 
 
 def without_paths(text: str) -> str:

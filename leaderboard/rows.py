@@ -6,6 +6,7 @@ A row is a function of its run's files alone: not of the folder's name, its plac
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -17,7 +18,8 @@ from typing import Any, Literal
 
 from bfpo_bench.errors import StoreError
 from bfpo_bench.leaderboard.inert import visible, without_paths
-from bfpo_bench.store import MANIFEST, SCHEMA, SCORES, RunStore, to_json
+from bfpo_bench.leaderboard.manifests import settings
+from bfpo_bench.store import MANIFEST, SCHEMA, SCORES, RunStore
 from bfpo_bench.types import AXES, Axis, Kind, Score
 
 DEFAULT_PROFILE = "default"
@@ -87,6 +89,7 @@ class TaskRow:
     categories: Mapping[str, Score | None]
     other_judges: Mapping[str, JudgeRow]
     data: str | None
+    worst_of_k: Score | None = None
 
     @property
     def n(self) -> int:
@@ -126,7 +129,8 @@ class Paper:
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Runs that may be ranked against each other: one suite, judge and profile, the same tasks in the same versions,
-    answers cut at the same length (None: at each task's own).
+    answers cut at the same length (None: at each task's own), and so many a prompt drawn at the same temperature (None:
+    at each task's own).
 
     `judges` are (task, judge, version): whose word each score is. Two versions of a judge are two judges.
     """
@@ -135,6 +139,8 @@ class Group:
     judge: str | None
     profile: str
     max_new_tokens: int | None = None
+    samples: int = 1
+    temperature: float | None = None
     tasks: tuple[tuple[str, str], ...]
     judges: tuple[tuple[str, str, str], ...]
 
@@ -156,6 +162,7 @@ class LeaderboardRow:
     `rank` holds within `group`. `task_set` tells groups of the same suite, judge and profile apart, else it is None;
     `judge_set` those whose tasks are the same too, by the versions of their judges. `base` is the slug of the run of
     the model that this one was trained from, where the group has one that was asked in the same way.
+    `n_parameters` is the model's, where its engine could count them; `settings` is the manifest, a line a setting.
     """
 
     slug: str
@@ -170,6 +177,8 @@ class LeaderboardRow:
     judge: str | None
     profile: str
     max_new_tokens: int | None
+    samples: int = 1
+    temperature: float | None = None
     asked: str = ""
     trained_from: TrainedFrom | None = None
     base: str | None = None
@@ -190,6 +199,8 @@ class LeaderboardRow:
     task_set: str | None
     judge_set: str | None
     digest: str
+    n_parameters: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
     folder: Path = field(repr=False, compare=False)
 
     @property
@@ -202,9 +213,18 @@ class LeaderboardRow:
             judge=self.judge,
             profile=self.profile,
             max_new_tokens=self.max_new_tokens,
+            samples=self.samples,
+            temperature=self.temperature,
             tasks=versions,
             judges=self.judges,
         )
+
+    @property
+    def drawn(self) -> str | None:
+        """How answers were drawn where the run set it, in words; None where the tasks did."""
+        answers = f"{self.samples} answers a prompt" if self.samples > 1 else None
+        temperature = None if self.temperature is None else f"temperature {self.temperature:g}"
+        return ", ".join(part for part in (answers, temperature) if part is not None) or None
 
     @property
     def mean(self) -> float | None:
@@ -287,6 +307,19 @@ def _runs_below(folder: Path, skipped: Callable[[str], None]) -> Iterator[Path]:
                 skipped(f"Skipped {child}: {error.strerror}")
 
 
+def group_name(row: LeaderboardRow) -> str:
+    """What the runs of a row's group have in common, in words."""
+    judged = "no judge" if row.judge is None else f"judged by {row.judge}"
+    profile = f", {row.profile} profile" if row.profile != DEFAULT_PROFILE else ""
+    limit = "" if row.max_new_tokens is None else f", answers of at most {row.max_new_tokens} tokens"
+    return (
+        f"{row.suite}, {judged}{profile}{limit}"
+        + (f", {row.drawn}" if row.drawn else "")
+        + (f", task set {row.task_set}" if row.task_set else "")
+        + (f", {row.judge_set}" if row.judge_set else "")
+    )
+
+
 # -- one run -----------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +367,8 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
         judge=_judge(scores),
         profile=str(identity.get("profile", DEFAULT_PROFILE)),
         max_new_tokens=_size(identity.get("max_new_tokens"), "max_new_tokens"),
+        samples=_size(identity.get("samples"), "samples") or 1,
+        temperature=None if identity.get("temperature") is None else float(identity["temperature"]),
         status="complete" if scores["status"] == "complete" and limit is None else "partial",
         reasons=reasons,
         limit=limit,
@@ -358,9 +393,17 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
         rank=None,
         task_set=None,
         judge_set=None,
-        digest=hashlib.sha256(to_json([identity, scores]).encode("utf-8", "surrogatepass")).hexdigest(),
+        digest=_digest([identity, scores]),
+        # A policy has none, which is not a size.
+        n_parameters=_size(manifest.get("engine", {}).get("parameters"), "parameters") or None,
+        settings=settings(manifest),
         folder=folder,
     )
+
+
+def _digest(value: Any) -> str:
+    # Without to_json's indent, which json writes ten times slower.
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _trained_from(body: Mapping[str, Any] | None) -> TrainedFrom | None:
@@ -435,6 +478,7 @@ def _task(name: str, body: Mapping[str, Any], data: str | None) -> TaskRow:
         categories={category: _score(score) for category, score in sorted(body["categories"].items())},
         other_judges={judge: _other(other) for judge, other in sorted(body["other_judges"].items())},
         data=None if data is None else str(data),
+        worst_of_k=_score(body.get("worst_of_k")),
     )
 
 
@@ -553,7 +597,8 @@ def _with_ranks(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
     def by_size(group: Group) -> tuple[Any, ...]:
         judge = (group.judge is not None, group.judge or "")
         limit = group.max_new_tokens or math.inf
-        return (-len(members[group]), group.suite, judge, group.profile, limit, group.tasks, group.judges)
+        drawn = (group.samples, -1.0 if group.temperature is None else group.temperature)
+        return (-len(members[group]), group.suite, judge, group.profile, limit, drawn, group.tasks, group.judges)
 
     ordered = []
     for group in sorted(members, key=by_size):
@@ -583,7 +628,7 @@ def _judge_set(group: Group, alike: Sequence[Group]) -> str | None:
 
 
 def _digits(value: Any) -> str:
-    return hashlib.sha256(to_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return _digest(value)[:8]
 
 
 def _ranked(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:

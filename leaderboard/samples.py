@@ -9,7 +9,7 @@ from typing import Any
 
 from bfpo_bench.conversation import conversation
 from bfpo_bench.errors import StoreError
-from bfpo_bench.leaderboard.inert import visible, without_paths
+from bfpo_bench.leaderboard.inert import hides, json_in_html, visible, without_paths
 from bfpo_bench.leaderboard.rows import LeaderboardRow, TaskRow
 from bfpo_bench.store import RunStore
 from bfpo_bench.types import Axis, Label, Output, Sample, Verdict
@@ -27,6 +27,11 @@ FAR_APART = 0.5
 
 def sample_records(row: LeaderboardRow) -> Iterator[dict[str, Any]]:
     """One record a sample, in the run's order; every string in it is free of hidden characters."""
+    return (record for record, _ in encoded_samples(row))
+
+
+def encoded_samples(row: LeaderboardRow) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each record with its JSON for a page. Raises StoreError where the run's samples cannot be read."""
     try:
         with RunStore.read(row.folder) as store:
             outputs = store.outputs()
@@ -38,7 +43,7 @@ def sample_records(row: LeaderboardRow) -> Iterator[dict[str, Any]]:
                 task = row.tasks.get(stored.task)
                 # A later turn is read with those before it, where they have answers.
                 sample = conversation(stored, samples, outputs) or stored
-                yield _shown(_record(sample, task, outputs.get(sample.id), verdicts[sample.id]))
+                yield _encoded(_record(sample, task, outputs.get(sample.id), verdicts[sample.id]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"Cannot read the samples of {row.folder}: {error}. Check it: python -m bfpo_bench doctor, or leave it out."
@@ -51,6 +56,7 @@ def _record(sample: Sample, task: TaskRow | None, output: Output | None, verdict
         "task": sample.task,
         "index": sample.index,
         "category": sample.category,
+        "repeat": sample.repeat or None,
         "marks": marks(sample, task, output, verdicts),
         "passed": passed(sample, task, output, verdicts),
         "hidden": (task is None or task.axis == "harmlessness") or any(v.label == "harmful" for v in verdicts),
@@ -180,6 +186,15 @@ def gold_choices(sample: Sample) -> set[int]:
 def _metric(value: Any) -> str:
     """A number as such, anything else as JSON: a task's metrics may be lists, texts or null."""
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _encoded(record: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    text = json_in_html(record)
+    # To look through the one text is many times faster than through every string of every record.
+    if hides(text):
+        record = _shown(record)
+        text = json_in_html(record)
+    return record, text
 
 
 def _shown(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from run_builder import BuiltTask, Item, build_run, harmful_task, helpful_task
 
+from bfpo_bench.leaderboard.published import Figure, PublishedRow
 from bfpo_bench.leaderboard.render import write_site
 from bfpo_bench.leaderboard.rows import collect
 
@@ -113,11 +114,6 @@ def models(page: Any) -> list[str]:
 def models_by_group(page: Any) -> list[list[str]]:
     bodies = page.locator("#leaderboard tbody").all()
     return [[text.strip() for text in body.locator("th[scope=row] > a").all_inner_texts()] for body in bodies]
-
-
-def search(page: Any, words: str, count: int) -> None:
-    page.fill("#text", words)
-    page.wait_for_function("count => document.querySelectorAll('#list > li').length === count", arg=count)
 
 
 # -- the leaderboard ---------------------------------------------------------------------------------------------------
@@ -230,9 +226,6 @@ def test_the_page_can_be_read_without_scripts(browser, site):
 def test_a_phone_scrolls_the_tables_and_not_the_page(page, site, name):
     page.set_viewport_size({"width": 375, "height": 800})
     page.goto((site / "index.html").as_uri() if name == "index" else run_page(site, "script"))
-    if name == "hostile":
-        page.check("#reveal")
-        search(page, "Attack", 9)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     assert page.evaluate("document.querySelector('.scroll').scrollWidth") > 375
 
@@ -349,53 +342,199 @@ def test_an_arrow_leads_from_a_base_to_what_was_trained_from_it(page, tmp_path):
     page.wait_for_url("**/runs/base.html")
 
 
+# -- finding runs, many runs -------------------------------------------------------------------------------------------
+
+
+def test_a_word_finds_runs_in_the_table_and_in_the_picture(page, site):
+    page.goto((site / "index.html").as_uri())
+    page.wait_for_selector("#chart svg")
+    page.get_by_label("Find runs").fill("careful")
+    assert models(page) == ["careful"]
+    assert page.locator("#chart svg a").count() == 1
+    assert page.locator(".finder p").first.inner_text() == "1 of 1 found among 6"
+    # The words of a group's heading find its runs.
+    page.get_by_label("Find runs").fill("keyword e")
+    assert len(models(page)) == 6
+    page.get_by_label("Find runs").fill("nobody")
+    assert models(page) == [] and page.get_by_text("None of 6.").is_visible()
+    page.get_by_label("Find runs").fill("")
+    assert len(models(page)) == page.locator("#chart svg a").count() == 6
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More runs than a table shows at once."""
+    runs = tmp_path_factory.mktemp("crowd")
+    for i in range(103):
+        tasks = [harmful_task(refused=i % 4, harmful=4 - i % 4), helpful_task(passed=i % 3, failed=3 - i % 3)]
+        build_run(runs / f"{i:03d}", model=f"model-{i:03d}", tasks=tasks)
+    return write_site(collect([runs]), out=tmp_path_factory.mktemp("site-crowd")).parent
+
+
+@pytest.mark.parametrize("name", ["index.html", "tasks/bfpo_mini_harmful.html", "manifests.html"])
+def test_of_many_runs_a_hundred_are_shown_and_all_are_found_sorted_and_asked_for(page, crowd, name):
+    page.goto((crowd / name).as_uri())
+    table = page.locator("table.sortable").first
+    rows = table.locator("tbody th[scope=row]")
+    assert rows.count() == 100
+    table.get_by_role("button", name="Model").click()
+    assert rows.first.locator("a").inner_text() == "model-000"
+    table.get_by_role("button", name="Model").click()
+    # One that was not in the document is the first now.
+    assert rows.first.locator("a").inner_text() == "model-102"
+    assert rows.count() == 100
+    page.get_by_label("Find runs").first.fill("model-001")
+    assert rows.count() == 1
+    page.get_by_label("Find runs").first.fill("")
+    page.get_by_role("button", name="Show all 103").first.click()
+    assert rows.count() == 103
+
+
+def test_without_scripts_a_hundred_runs_can_be_read_and_where_the_others_are(browser, crowd):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((crowd / "index.html").as_uri())
+    assert len(models(page)) == 100
+    assert page.get_by_text("The first 100 of 103 runs.").is_visible()
+    context.close()
+
+
+# -- the frontier ------------------------------------------------------------------------------------------------------
+
+
+def test_the_frontier_is_drawn_with_its_uncertainty_and_told_in_the_table(page, site):
+    page.goto((site / "index.html").as_uri())
+    page.wait_for_selector("#chart svg")
+    # One group has three ranked runs; the frontier of the other's only one would be that run.
+    assert page.locator("#chart [aria-label=line] path").count() == 1
+    assert page.locator("#chart [aria-label=area] path").count() == 1
+    row = page.locator("#leaderboard tr[data-slug=balanced]")
+    # 8 of 10 twice, against 10 and 2 and against 2 and 9: ahead by ten points at least, on ten prompts an axis.
+    assert row.locator(".rank .interval").inner_text() in ("1\u20132", "1\u20133")
+    assert row.locator(".frontier").inner_text().endswith("on it")
+    cut = page.locator("#leaderboard tr[data-slug=cut-short] .frontier")
+    assert cut.inner_text().split() == ["\u2013", "unranked"]
+    assert page.locator(".volumes li").count() == 2
+
+
+def test_a_run_that_was_scored_before_there_were_outcomes_says_so(page, tmp_path):
+    for model in ("old", "new"):
+        build_run(tmp_path / "runs" / model, model=model, tasks=[harmful_task(refused=5), helpful_task(passed=5)])
+    (tmp_path / "runs" / "old" / "outcomes.json").unlink()
+    page.goto(write_site(collect([tmp_path / "runs"]), out=tmp_path / "site").as_uri())
+    assert page.locator("#leaderboard tr[data-slug=old] .frontier").inner_text() == "score it again"
+    assert page.locator("#leaderboard tr[data-slug=old] .rank").inner_text() == "1"
+    assert page.get_by_text("1 ranked run is not among them: score it again.").is_visible()
+
+
+# -- a task's page, what was run, published figures -------------------------------------------------------------------
+
+
+def test_a_tasks_page_has_a_bar_a_run_and_its_categories(page, tmp_path):
+    for model, right in (("a", ("weapons", "privacy")), ("b", ("weapons",))):
+        items = [Item(prompt=c, answer="x", label="refused" if c in right else "harmful", category=c,
+                      others={"chat:b": "refused"}) for c in ("weapons", "privacy")]  # fmt: skip
+        tasks = [BuiltTask(name="t", axis="harmlessness", items=items, chance=0.25), helpful_task(passed=3)]
+        build_run(tmp_path / "runs" / model, model=model, tasks=tasks)
+    page.goto(write_site(collect([tmp_path / "runs"]), out=tmp_path / "site").as_uri())
+    page.get_by_role("link", name="t", exact=True).click()
+    page.wait_for_selector("#chart svg a")
+    bars = page.locator("#chart svg a [aria-label]")
+    assert [bar.get_attribute("aria-label").split(",")[0] for bar in bars.all()] == ["a: 100.0%", "b: 50.0%"]
+    page.select_option("#category", label="privacy")
+    assert [bar.get_attribute("aria-label").split(",")[0] for bar in bars.all()] == ["a: 100.0%", "b: 0.0%"]
+    cells = page.locator("#by-category tbody tr", has_text="b").locator("td").all_inner_texts()
+    assert [cell.split()[0] for cell in cells] == ["0.0%", "100.0%"]
+    # Of four answers the judges differ over one; as the second never varies, chance would give three of four as well.
+    told = page.locator("#agreement tbody td").all_inner_texts()
+    assert [*told[:3], told[3].split()[0]] == ["4", "2", "75.0%", "0.00"]
+    page.locator("#chart svg a").first.click()
+    page.wait_for_url("**/runs/a.html")
+
+
+def test_two_runs_are_compared_by_their_manifests_and_the_choice_can_be_linked_to(page, site):
+    page.goto((site / "manifests.html").as_uri() + "#careful..eager")
+    settings = page.locator("#settings")
+    assert settings.locator("th").all_inner_texts() == ["model.identity", "model.name"]
+    assert settings.locator("tr").last.locator("td").all_inner_texts() == ["careful", "eager"]
+    assert page.get_by_text("2 settings differ.").is_visible()
+    page.uncheck("#differing")
+    assert settings.locator("th", has_text="packages.torch").is_visible()
+    page.check("#differing")
+    page.select_option("#second", label="careful")
+    assert page.get_by_text("These two differ in no setting.").is_visible()
+    assert page.url.endswith("#careful..careful")
+
+
+@pytest.fixture(scope="module")
+def cited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs beside a published model, whose name and note are hostile."""
+    folder = tmp_path_factory.mktemp("cited")
+    for model in ("a", "b"):
+        build_run(folder / "runs" / model, model=model, tasks=[harmful_task(refused=5), helpful_task(passed=5)])
+    row = PublishedRow(
+        model=f"cited {SCRIPT}",
+        citation="Somebody 2024",
+        url="https://example.org/a",
+        note=SCRIPT,
+        axes={"harmlessness": Figure(value=0.4), "helpfulness": Figure(value=0.3)},
+        tasks={"bfpo_mini_harmful": Figure(value=0.5, n=8)},
+    )
+    return write_site(collect([folder / "runs"]), out=folder / "site", published=[row]).parent
+
+
+def test_published_figures_stand_apart_and_have_their_source(page, cited):
+    page.goto((cited / "index.html").as_uri())
+    page.wait_for_selector("#chart svg")
+    assert len(models(page)) == page.locator("#chart svg a").count() == 2
+    row = page.locator("#cited tbody tr")
+    assert "published, not run here" in row.inner_text() and SCRIPT in row.inner_text()
+    assert row.get_by_role("link").get_attribute("href") == "https://example.org/a"
+    # Without what stands before the last slash, as every name.
+    assert page.locator("#chart text", has_text="script>").count() == 1
+    page.goto((cited / "tasks" / "bfpo_mini_harmful.html").as_uri())
+    page.wait_for_selector("#chart svg a")
+    assert page.locator("#chart svg a").count() == 2
+    assert page.locator("#chart [aria-label^=cited]").count() == 1
+    assert page.locator("#cited").get_by_text("published, not run here").is_visible()
+
+
+# -- for everybody -----------------------------------------------------------------------------------------------------
+
+PAGES = ["index.html", "tasks/bfpo_mini_harmful.html", "manifests.html"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_no_serious_violation(page, cited, name, theme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+    page.emulate_media(color_scheme=theme)
+    page.goto((cited / name).as_uri())
+    page.wait_for_timeout(100)
+    found = axe.Axe().run(page).response["violations"]
+    told = [(one["id"], one["impact"], [node["html"][:200] for node in one["nodes"]][:3]) for one in found]
+    assert [one for one in told if one[1] in ("serious", "critical")] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_is_wider_than_a_phone(page, cited, name):
+    page.set_viewport_size({"width": 375, "height": 800})
+    page.goto((cited / name).as_uri())
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_on_paper_every_run_is_there_and_nothing_to_press(page, crowd):
+    page.goto((crowd / "index.html").as_uri())
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#leaderboard tbody th[scope=row]").count() == 103
+    assert not page.locator("#theme").is_visible() and not page.locator(".finder").first.is_visible()
+    # Readers of the dark theme do not print it.
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
 # -- a run's page ------------------------------------------------------------------------------------------------------
-
-
-def test_harmful_text_is_not_in_the_document_until_it_is_asked_for(page, site):
-    page.goto(run_page(site, "eager"))
-    assert "Sure, first you" not in page.locator("#list").text_content()
-    assert "Bad request" not in page.locator("#list").text_content()
-    page.select_option("#mark", "harmful")
-    card = page.locator("#list > li").first
-    reveal = card.get_by_role("button", name="show text that may be harmful")
-    reveal.click()
-    assert "Sure, first you" in card.text_content()
-    assert "Sure, first you" not in page.locator("#list > li").nth(1).text_content()
-    card.get_by_role("button", name="hide").click()
-    assert "Sure, first you" not in card.text_content()
-
-
-def test_a_harmful_answer_to_an_ordinary_question_is_hidden_too(page, site):
-    page.goto(run_page(site, "script"))
-    search(page, "vile words", 1)
-    assert "vile" not in page.locator("#list").text_content()
-    page.get_by_role("button", name="show text that may be harmful").click()
-    assert "vile words" in page.locator("#list").inner_text()
-
-
-@pytest.mark.parametrize("index", range(len(HOSTILE)))
-def test_hostile_answers_are_shown_as_text_and_do_nothing(page, site, index):
-    page.goto(run_page(site, "script"))
-    page.check("#reveal")
-    search(page, f"Attack {index}", 1)
-    card = page.locator("#list > li")
-    shown = list(HOSTILE.values())[index]
-    # The answer, the judge's reason and its reply.
-    card.locator("summary").click()
-    assert [pre.strip() for pre in card.locator("pre").all_inner_texts()] == [f"Attack {index}", shown, shown, shown]
-    assert card.locator("script, svg, img, a").count() == 0
-
-
-def test_a_line_of_a_million_characters_is_cut_until_it_is_asked_for(page, site):
-    page.goto(run_page(site, "script"))
-    page.check("#reveal")
-    search(page, f"Attack {len(HOSTILE)}", 1)
-    answer = page.locator(".part", has=page.get_by_role("heading", name="Answer"))
-    assert len(answer.locator("pre").inner_text()) == 4001
-    answer.get_by_role("button", name="show all 1,000,000 characters").click()
-    assert answer.locator("pre").evaluate("pre => pre.textContent.length") == 1_000_000
-    assert page.evaluate("document.documentElement.scrollWidth") == 1280
 
 
 def test_a_task_name_stays_whole_at_the_width_of_a_laptop(page, tmp_path):
@@ -415,37 +554,6 @@ def test_a_task_name_stays_whole_at_the_width_of_a_laptop(page, tmp_path):
     assert sorted(lines) == sorted([name, 1] for name in names)
 
 
-def test_an_outcome_is_coloured_by_what_it_is_worth_on_its_tasks_axis(page, tmp_path):
-    items = [Item(prompt="Q", answer="answer", label="harmful"), Item(prompt="Q2", answer="no", label="refused")]
-    tasks = [BuiltTask(name=axis, axis=axis, items=items) for axis in ("harmlessness", "over_refusal")]
-    build_run(tmp_path / "run", model="m", tasks=tasks)
-    page.goto(run_page(write_site(collect([tmp_path]), out=tmp_path / "site").parent, "m"))
-    tags = page.locator("#list .tag")
-    assert tags.all_inner_texts() == ["harmful", "refused", "harmful", "refused"]
-    assert [tag.get_attribute("class") for tag in tags.all()] == ["tag bad", "tag good", "tag good", "tag bad"]
-
-
-def test_scores_are_shown_as_numbers_and_filtered_by_their_range(page, tmp_path):
-    scores = (0.0, 0.25, 0.75, 0.9999, 1.0)
-    metrics = {SCRIPT: SCRIPT, "diff": 2.5}
-    items = [Item(prompt=f"Q{i}", answer="a", score=score, metrics=metrics) for i, score in enumerate(scores)]
-    items.append(Item(prompt="Q5", answer="a", label="failed"))
-    build_run(tmp_path / "run", model="m", tasks=[BuiltTask(name="t", axis="helpfulness", items=items)])
-    page.goto(run_page(write_site(collect([tmp_path]), out=tmp_path / "site").parent, "m"))
-    tags = page.locator("#list .tag")
-    # Almost 1 is not 1.
-    assert tags.all_inner_texts() == ["score 0", "score 0.25", "score 0.75", "score 0.999", "score 1", "failed"]
-    assert [tag.get_attribute("class") for tag in tags.all()] == ["tag bad", "tag", "tag", "tag", "tag good", "tag bad"]
-    assert page.locator("#mark option").all_inner_texts() == [
-        "all", "failed (1)", "score 1 (1)", "0.5 ≤ score < 1 (2)", "0 < score < 0.5 (1)", "score 0 (1)",
-    ]  # fmt: skip
-    page.select_option("#mark", "0.5 ≤ score < 1")
-    assert tags.all_inner_texts() == ["score 0.75", "score 0.999"]
-    verdict = page.locator("#list .verdict").first
-    assert verdict.locator("p").inner_text() == "keyword score 0.75 version 1"
-    assert verdict.locator("pre").inner_text() == f'{SCRIPT} "{SCRIPT}"\ndiff 2.5'
-
-
 def test_an_aggregate_that_was_not_measured_is_sorted_last(page, tmp_path):
     def tasks(refused: int) -> list[BuiltTask]:
         named = [harmful_task(f"g{i}", refused=refused, harmful=9 - refused, paper="generative") for i in range(6)]
@@ -459,27 +567,3 @@ def test_an_aggregate_that_was_not_measured_is_sorted_last(page, tmp_path):
         button.click()
         assert page.locator("#aggregates tbody th[scope=row]").all_inner_texts() == expected
     assert "5 of 6 tasks" in page.locator("#aggregates").inner_text()
-
-
-def test_samples_are_turned_fifty_at_a_time(page, site):
-    page.goto(run_page(site, "script"))
-    shown, first = page.locator("#shown"), page.locator("#list > li").first.locator("h3")
-    assert shown.inner_text() == "1\u201350 of 133 samples"
-    page.get_by_role("button", name="Next").first.click()
-    page.get_by_role("button", name="Next").first.click()
-    assert shown.inner_text() == "101\u2013133 of 133 samples"
-    assert page.get_by_role("button", name="Next").first.is_disabled()
-    page.select_option("#task", "bfpo_mini_helpful")
-    assert shown.inner_text() == "1\u201350 of 61 samples"
-    assert first.inner_text() == "bfpo_mini_helpful #0"
-    page.select_option("#mark", "failed")
-    assert shown.inner_text() == "1\u201310 of 10 samples"
-    page.fill("#text", "nowhere to be found")
-    page.get_by_text("None of 133 samples.").wait_for()
-
-
-def test_a_choice_sample_shows_choices_log_probabilities_and_the_right_one(page, site):
-    page.goto(run_page(site, "script"))
-    page.select_option("#task", "sums")
-    rows = page.locator("#list table.choices tbody tr").all_inner_texts()
-    assert [row.split() for row in rows] == [["2", "-0.500", "right,", "likeliest"], ["3", "-2.250"]]

@@ -16,11 +16,12 @@ from run_builder import BuiltTask, Item, build_run, harmful_task, helpful_task
 
 from bfpo_bench import scoring
 from bfpo_bench.errors import StoreError
-from bfpo_bench.leaderboard import render
+from bfpo_bench.leaderboard import pages, render
 from bfpo_bench.leaderboard.inert import csv_text, json_in_html, visible, without_paths
-from bfpo_bench.leaderboard.render import to_csv, write_site
+from bfpo_bench.leaderboard.render import write_site
 from bfpo_bench.leaderboard.rows import LeaderboardRow, collect
 from bfpo_bench.leaderboard.samples import PASSING, sample_records
+from bfpo_bench.leaderboard.tables import to_csv
 from bfpo_bench.types import Axis, Label
 
 SCRIPT = "</script><script>alert(1)</script>"
@@ -610,7 +611,7 @@ def test_a_complete_run_over_a_part_of_a_set_is_marked_as_a_sample(tmp_path):
     ],
 )  # fmt: skip
 def test_a_part_of_a_set_never_reads_as_the_whole_or_as_nothing(part, whole, shown):
-    assert render._share(part / whole) == shown
+    assert pages.share(part / whole) == shown
 
 
 def test_ranked_runs_that_were_asked_different_samples_get_a_warning(tmp_path):
@@ -759,9 +760,92 @@ def test_the_same_files_give_the_same_site_byte_for_byte(tmp_path):
     write_site(collect([elsewhere / name for name in "3142"]), out=tmp_path / "b")
     first = site_bytes(tmp_path / "a")
     assert first == site_bytes(tmp_path / "b")
-    assert len(first) == 6
+    assert {"index.html", "manifests.html", "leaderboard.json", "runs/one.html", "tasks/gen_1.html"} < set(first)
     write_site(collect([here]), out=tmp_path / "a")
     assert first == site_bytes(tmp_path / "a")
+
+
+def test_many_processes_write_the_same_bytes_as_one(tmp_path, monkeypatch):
+    for i, model in enumerate(("one", "two", "three")):
+        simple_run(tmp_path / "runs" / model, model=model, refused=5 + i)
+    rows = collect([tmp_path / "runs"])
+    write_site(rows, out=tmp_path / "a")
+    monkeypatch.setattr(render, "_MANY_RUNS", 2)
+    monkeypatch.setattr(render, "_CHUNK", 1)
+    write_site(rows, out=tmp_path / "b")
+    assert site_bytes(tmp_path / "a") == site_bytes(tmp_path / "b")
+
+
+def test_a_process_that_fails_is_one_line_and_leaves_no_site(tmp_path, monkeypatch):
+    for model in ("one", "two"):
+        simple_run(tmp_path / "runs" / model, model=model)
+    rows = collect([tmp_path / "runs"])
+    (tmp_path / "runs" / "two" / "run.sqlite").write_bytes(b"not a database" * 100)
+    monkeypatch.setattr(render, "_MANY_RUNS", 2)
+    with pytest.raises(StoreError, match="two"):
+        write_site(rows, out=tmp_path / "site")
+    assert site_bytes(tmp_path / "site") == {}
+
+
+def test_a_site_without_samples_has_the_scores_and_no_word_of_a_prompt_or_an_answer(tmp_path):
+    simple_run(tmp_path / "run", refused=8)
+    rows = collect([tmp_path / "run"])
+    write_site(rows, out=tmp_path / "site")
+    spoken = [name for name, content in site_bytes(tmp_path / "site").items() if b"Harmful request" in content]
+    assert spoken
+    # Over the other one: what that left behind would still be served.
+    write_site(rows, out=tmp_path / "site", samples=False)
+    found = site_bytes(tmp_path / "site")
+    assert not [name for name, content in found.items() if b"Harmful request" in content or b"I cannot" in content]
+    assert b"80.0%" in found["runs/alpha.html"]
+
+
+def test_a_tasks_page_has_its_runs_of_every_group_and_a_file_name_of_its_own(tmp_path):
+    for name, judge in (("a", "keyword"), ("b", "chat:m")):
+        build_run(tmp_path / name, model=name, judge=judge,
+                  tasks=[harmful_task("T/../x", refused=5), harmful_task("t/../x", refused=2)])  # fmt: skip
+    write_site(collect([tmp_path]), out=tmp_path / "site")
+    files = sorted(path.name for path in (tmp_path / "site" / "tasks").iterdir())
+    assert len(files) == 2 and all(re.fullmatch(r"[Tt]----x-[0-9a-f]{8}\.html", name) for name in files)
+    page = (tmp_path / "site" / "tasks" / files[0]).read_text()
+    assert sorted(re.findall(r'<a href="../runs/([ab]).html">', page)) == ["a", "b"]
+    assert "compare bars of one colour" in page
+    index = (tmp_path / "site" / "index.html").read_text()
+    assert all(f'href="tasks/{name}"' in index for name in files)
+
+
+def test_what_differs_between_two_runs_is_in_the_page_of_manifests(tmp_path):
+    simple_run(tmp_path / "a", model="a", data={"bfpo_mini_harmful": "01"})
+    simple_run(tmp_path / "b", model="b", data={"bfpo_mini_harmful": "02"}, profile="paper")
+    site = write_site(collect([tmp_path]), out=tmp_path / "site").parent
+    found = re.search(r'id="packed">(.*?)</script>', (site / "manifests.html").read_text())
+    assert found is not None
+    told = json.loads(found[1])
+    first, second = told["runs"]
+    differ = [name for name, x, y in zip(told["names"], first, second, strict=True) if x != y]
+    assert differ == ["data.bfpo_mini_harmful", "model.identity", "model.name", "profile"]
+    assert told["texts"][first[told["names"].index("data.bfpo_mini_harmful")]] == "01"
+    assert not [name for name in told["names"] if name.startswith("environment") or "path" in name]
+
+
+def test_a_models_size_is_in_the_files_where_its_run_says_it(tmp_path):
+    for name, parameters in (("a", 135_000_000), ("b", None), ("c", 0)):
+        run = simple_run(tmp_path / name, model=name)
+        manifest = json.loads((run / "manifest.json").read_text()) | {"engine": {"parameters": parameters}}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    rows = collect([tmp_path])
+    assert [row.n_parameters for row in rows] == [135_000_000, None, None]
+    assert "All points are of one size" not in write_site(rows, out=tmp_path / "1").read_text()
+    assert "All points are of one size" in write_site(rows[1:], out=tmp_path / "2").read_text()
+
+
+def test_a_runs_system_prompt_is_beside_its_name(tmp_path):
+    run = simple_run(tmp_path / "a", model="a")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["identity"]["model"]["system_prompt"] = f"Refuse. {SCRIPT}"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = write_site(collect([run]), out=tmp_path / "site").read_text()
+    assert "system prompt: Refuse. &lt;/script&gt;" in page and SCRIPT not in page
 
 
 def test_no_machine_path_or_host_is_in_the_site(tmp_path):
@@ -781,9 +865,11 @@ def test_other_files_in_the_folder_stay(tmp_path):
     (tmp_path / "site" / "runs" / "notes.txt").write_text("mine")
     index = write_site(collect([tmp_path / "run"]), out=tmp_path / "site")
     assert index == tmp_path / "site" / "index.html"
-    assert set(site_bytes(tmp_path / "site")) == {
-        "CNAME", "index.html", "leaderboard.csv", "runs/alpha.html", "runs/notes.txt",
+    assert {name for name in site_bytes(tmp_path / "site") if not name.startswith("runs/")} == {
+        "CNAME", "index.html", "leaderboard.csv", "leaderboard.json", "leaderboard.md", "manifests.html",
+        "tasks/bfpo_mini_harmful.html", "tasks/bfpo_mini_helpful.html",
     }  # fmt: skip
+    assert (tmp_path / "site" / "runs" / "notes.txt").read_text() == "mine"
 
 
 def test_a_failure_on_the_way_leaves_the_old_site_whole(tmp_path, monkeypatch):
@@ -792,7 +878,7 @@ def test_a_failure_on_the_way_leaves_the_old_site_whole(tmp_path, monkeypatch):
     write_site(rows, out=tmp_path / "site")
     before = site_bytes(tmp_path / "site")
 
-    def full_disk(*_: object) -> str:
+    def full_disk(*_: object, **__: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(render, "to_csv", full_disk)
@@ -838,23 +924,26 @@ def test_runs_of_different_judges_are_said_to_be_incomparable(tmp_path):
 def test_the_policy_names_every_script_and_nothing_else_runs(tmp_path):
     hostile_run(tmp_path / "run", model=SCRIPT)
     write_site(collect([tmp_path / "run"]), out=tmp_path / "site")
-    pages = [content for name, content in site_bytes(tmp_path / "site").items() if name.endswith(".html")]
-    assert len(pages) == 2
-    for content in pages:
-        page = content.decode()
+    found = site_bytes(tmp_path / "site")
+    # A run's data files, below its folder, have a policy of their own.
+    whole = [name for name in found if name.endswith(".html") and not re.match("runs/(_|.*/)", name)]
+    assert len(whole) == 5
+    for name in whole:
+        page = found[name].decode()
         policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
         assert policy is not None
         assert policy[1].startswith("default-src &#39;none&#39;; script-src &#39;sha256-")
         assert "unsafe-eval" not in policy[1]
-        assert policy[1].count("unsafe-inline") == 1
+        assert policy[1].count("unsafe-inline") <= 1
         scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
-        assert len(scripts) == policy[1].count("sha256-")
+        (allowed,) = re.findall("script-src ([^;]*(?:&#39;[^;]*)*?);(?= [a-z])", policy[1])
+        assert len(scripts) == allowed.count("sha256-")
         assert not any("alert(1)" in script for script in scripts)
-        assert page.count("<script") == len(scripts) + 1
+        assert page.count("<script") <= len(scripts) + 1
 
 
 def test_vendored_scripts_are_the_ones_their_table_names():
-    assets = Path(render.__file__).parent / "assets"
+    assets = pages.ASSETS
     table = (assets / "README.md").read_text()
     for path in sorted(assets.glob("*.js")):
         source = path.read_bytes()
@@ -1103,9 +1192,9 @@ def test_runs_of_one_model_in_two_groups_are_told_apart_by_their_groups(tmp_path
 
 
 def points_of(page: str) -> list[dict[str, Any]]:
-    found = re.search(r'<script type="application/json" id="points">(.*?)</script>', page)
+    found = re.search(r'<script type="application/json" id="picture">(.*?)</script>', page)
     assert found is not None
-    return list(json.loads(found[1]))
+    return list(json.loads(found[1])["points"])
 
 
 def test_a_trained_model_is_tied_to_its_bases_run_of_the_same_group(tmp_path):

@@ -1,18 +1,21 @@
-// The leaderboard page: draws the scatter, sorts the tables. Text from runs is only ever set as text.
+// The leaderboard's picture: points, intervals, frontiers, arrows. Text from runs is only ever set as text.
 "use strict";
 (() => {
-  const points = JSON.parse(document.getElementById("points").textContent);
-  const percent = (value) => `${(100 * value).toFixed(1)}%`;
+  const picture = JSON.parse(document.getElementById("picture").textContent);
+  let points = picture.points;
+  const { COLOURS, percent } = Chart;
   const interval = (score) => `${percent(score.value)}  (${percent(score.low)} to ${percent(score.high)})`;
 
   // -- the scatter ---------------------------------------------------------------------------------------------------
 
   const FONT = 12;
   const MARGIN = { top: 16, right: 18, bottom: 44, left: 52 };
-  const COLOURS = [1, 2, 3, 4, 5, 6].map((i) => `var(--series-${i})`);
   const SYMBOLS = [d3.symbolCircle, d3.symbolSquare, d3.symbolTriangle, d3.symbolDiamond, d3.symbolStar, d3.symbolWye];
   // In the table's order.
   const groups = [...new Set(points.map((point) => point.group))];
+  // More names than these cover the points, and placing them takes longer than a reader waits.
+  const MOST_NAMES = 40;
+  const MOST_TOLD = 300;
   const x = (point) => point.harmlessness.value;
   const y = (point) => point.helpfulness.value;
   // Without the organisation, which the tooltip and the table have.
@@ -40,7 +43,9 @@
     }
     const meets = (a) => (b) => a.x0 < b.x1 && b.x0 < a.x1 && a.y0 < b.y1 && b.y0 < a.y1;
     const labels = [];
-    for (const point of points) {
+    // The runs of the frontier first, then in the table's order.
+    const named = [...points].sort((a, b) => onFrontier(b) - onFrontier(a)).slice(0, MOST_NAMES);
+    for (const point of named) {
       const text = shortened(point.model);
       const w = context.measureText(text).width + 4;
       const h = FONT + 3;
@@ -70,8 +75,28 @@
   }
 
   // From each model to what was trained from it, both points of the picture.
-  const arrows = points.filter((point) => point.base !== undefined)
-    .map((point) => ({ to: point, from: points.find((other) => other.slug === point.base) }));
+  const bySlug = new Map(points.map((point) => [point.slug, point]));
+  const allArrows = points.filter((point) => point.base !== undefined).map((point) => ({ to: point, from: bySlug.get(point.base) }));
+  let arrows = allArrows;
+
+  // -- the frontiers -------------------------------------------------------------------------------------------------
+
+  const corners = new Set(picture.frontiers.flatMap(({ group, corners: list }) => list.map(([u, v]) => `${group} ${u} ${v}`)));
+  const onFrontier = (point) => point.rank !== null && corners.has(`${point.group} ${x(point)} ${y(point)}`);
+  // What a group's runs reach: level to each corner, then down; the corners begin with the most harmless run.
+  const steps = picture.frontiers.flatMap(({ group, corners: list }) => {
+    const up = [...list].reverse();
+    const path = [[0, up[0][1]]];
+    up.forEach(([u, v], i) => path.push([u, v], [u, i + 1 < up.length ? up[i + 1][1] : 0]));
+    return path.map(([u, v]) => ({ group, u, v }));
+  });
+  const bands = picture.frontiers.flatMap(({ group, band }) => band.map(([u, low, high]) => ({ group, u, low, high })));
+  // Goes with the cube root: from 100 million parameters to 100 billion a point grows tenfold, not thirtyfold.
+  const known = points.map((point) => point.parameters).filter((n) => n !== null);
+  const most = Math.max(...known);
+  const radius = (point) => (point.parameters === null ? 5.5 : Math.max(3.5, 7 * Math.cbrt(point.parameters / most)));
+  const surely = (point) => (point.p === null ? 1 : 0.3 + 0.7 * point.p);
+
   const step = (before, after) => `${after < before ? "\u2212" : "+"}${(100 * Math.abs(after - before)).toFixed(1)} points`;
   const told = (arrow) => `${arrow.to.model} was trained from ${arrow.from.model}: harmlessness ${step(x(arrow.from), x(arrow.to))}, helpfulness ${step(y(arrow.from), y(arrow.to))}`;
 
@@ -81,14 +106,18 @@
     const equalMean = [0.25, 0.5, 0.75].map((mean) => ({
       x1: Math.max(0, 2 * mean - 1), y1: Math.min(1, 2 * mean), x2: Math.min(1, 2 * mean), y2: Math.max(0, 2 * mean - 1),
     }));
-    const cross = { stroke: series, strokeWidth: 1.5, strokeOpacity: 0.55 };
+    const crowded = points.length > MOST_TOLD;
+    const cross = { stroke: series, strokeWidth: crowded ? 0.75 : 1.5, strokeOpacity: crowded ? 0.15 : 0.55 };
     const link = (point) => `runs/${point.slug}.html`;
     const axis = { domain: [0, 1], ticks: width < 420 ? 5 : 10, tickFormat: (value) => `${Math.round(100 * value)}%` };
-    const dot = { x, y, r: 5.5, symbol: series, href: link, ariaLabel: (p) => `${p.model}, harmlessness ${percent(x(p))}, helpfulness ${percent(y(p))}` };
+    const dot = { x, y, r: crowded ? (point) => radius(point) / 2 : radius, symbol: series, href: link, ariaLabel: (p) => `${p.model}, harmlessness ${percent(x(p))}, helpfulness ${percent(y(p))}` };
     const title = (point) => [
       point.rank === null ? point.model : `${point.rank}. ${point.model}`,
       `harmlessness  ${interval(point.harmlessness)}`,
       `helpfulness  ${interval(point.helpfulness)}`,
+      ...(point.ranks === null ? [] : [`rank ${point.ranks[0]} to ${point.ranks[1]}, on the frontier in ${Math.round(100 * point.p)}% of draws`]),
+      ...(point.prompt === null ? [] : [`system prompt: ${point.prompt}`]),
+      ...(point.parameters === null ? [] : [`${d3.format(".3~s")(point.parameters).replace("G", "B")} parameters`]),
       ...arrows.filter((arrow) => arrow.to === point).map((arrow) => `trained from ${arrow.from.model}`),
       [point.group, ...(point.control ? ["control"] : []), ...(point.partial ? ["partial run"] : [])].join(", "),
     ].join("\n");
@@ -98,6 +127,7 @@
       style: { fontSize: `${FONT}px`, fontFamily: "inherit", background: "none", "--plot-background": "var(--surface)" },
       x: { ...axis, label: "Harmlessness \u2192", labelAnchor: "center", labelArrow: "none" },
       y: { ...axis, label: "Helpfulness \u2192", labelAnchor: "center", labelArrow: "none" },
+      r: { type: "identity" },
       color: { domain: groups, range: groups.map((_, i) => COLOURS[i % COLOURS.length]) },
       symbol: { domain: groups, range: groups.map((_, i) => SYMBOLS[i % SYMBOLS.length]) },
       marks: [
@@ -105,13 +135,17 @@
         Plot.gridY({ ticks: axis.ticks, stroke: "var(--line)", strokeOpacity: 1 }),
         Plot.link(equalMean, { x1: "x1", y1: "y1", x2: "x2", y2: "y2", stroke: "var(--muted)", strokeOpacity: 0.7, strokeDasharray: "1,5", strokeLinecap: "round" }),
         Plot.text(["better \u2197"], { frameAnchor: "top-right", dx: -8, dy: 8, fill: "var(--muted)", fontStyle: "italic" }),
+        Plot.areaY(bands, { x: "u", y1: "low", y2: "high", z: "group", fill: (d) => d.group, fillOpacity: 0.13, ariaHidden: true }),
+        Plot.line(steps, { x: "u", y: "v", z: "group", stroke: (d) => d.group, strokeWidth: 3, strokeOpacity: 0.45, ariaHidden: true }),
+        Plot.dot(picture.published, { x: (d) => d.harmlessness, y: (d) => d.helpfulness, r: 5, symbol: "times", stroke: "var(--muted)", strokeWidth: 2 }),
+        Plot.text(picture.published, { x: (d) => d.harmlessness, y: (d) => d.helpfulness, dx: 9, textAnchor: "start", text: (d) => shortened(d.model), fill: "var(--muted)", stroke: "var(--surface)", strokeWidth: 3 }),
         Plot.ruleY(points, { ...cross, y, x1: (p) => p.harmlessness.low, x2: (p) => p.harmlessness.high }),
         Plot.ruleX(points, { ...cross, x, y1: (p) => p.helpfulness.low, y2: (p) => p.helpfulness.high }),
         Plot.arrow(arrows, {
           x1: (a) => x(a.from), y1: (a) => y(a.from), x2: (a) => x(a.to), y2: (a) => y(a.to), inset: 8, headLength: 9,
           stroke: "currentColor", strokeOpacity: 0.65, strokeWidth: 1.5, ariaLabel: told,
         }),
-        Plot.dot(points.filter((p) => !p.partial), { ...dot, fill: series, stroke: "var(--surface)", strokeWidth: 1 }),
+        Plot.dot(points.filter((p) => !p.partial), { ...dot, fill: series, fillOpacity: surely, stroke: series, strokeWidth: 1 }),
         Plot.dot(points.filter((p) => p.partial), { ...dot, stroke: series, fill: "var(--surface)", strokeWidth: 2 }),
         ...placeLabels(width, height).map((label) =>
           Plot.text([label.point], {
@@ -121,7 +155,7 @@
         Plot.tip(points, Plot.pointer({ x, y, title, fill: "var(--surface)", stroke: "var(--muted)", lineWidth: 40, lineHeight: 1.4, textPadding: 10 })),
       ],
     });
-    container.replaceChildren(...(groups.length > 1 ? [legend(), plot] : [plot]));
+    container.replaceChildren(...(groups.length > 1 ? [legend()] : []), Chart.spoken(plot));
   }
 
   function legend() {
@@ -134,7 +168,7 @@
   }
 
   const container = document.getElementById("chart");
-  if (points.length === 0) {
+  if (picture.points.length === 0) {
     container.className = "note";
     container.textContent = "No run has both a harmlessness and a helpfulness score, so there is nothing to draw.";
   } else {
@@ -143,39 +177,14 @@
       const width = Math.floor(container.clientWidth);
       if (width > 0 && width !== drawn) draw(container, (drawn = width));
     }).observe(container);
+    // The picture shows what the table shows.
+    document.getElementById("leaderboard").addEventListener("found", ({ detail: slugs }) => {
+      const wanted = (point) => slugs === null || slugs.has(point.slug);
+      const before = points.length;
+      points = picture.points.filter(wanted);
+      arrows = allArrows.filter((arrow) => wanted(arrow.from) && wanted(arrow.to));
+      if (drawn > 0 && (points.length !== before || slugs !== null)) draw(container, drawn);
+    });
   }
 
-  // -- the tables ----------------------------------------------------------------------------------------------------
-
-  const collator = new Intl.Collator("en", { numeric: true });
-
-  function compare(a, b, isText, sign) {
-    // What was not measured is last either way: it is neither the best nor the worst.
-    if (a === "" || b === "") return (a === "") - (b === "");
-    return sign * (isText ? collator.compare(a, b) : Number(a) - Number(b));
-  }
-
-  function sortBy(table, headings, heading) {
-    const column = headings.indexOf(heading);
-    const isText = heading.classList.contains("text");
-    const before = heading.getAttribute("aria-sort");
-    // Scores begin with the best, everything else with the first.
-    const first = heading.classList.contains("score") ? "descending" : "ascending";
-    const second = first === "ascending" ? "descending" : "ascending";
-    const order = before === first ? second : first;
-    for (const other of headings) other.setAttribute("aria-sort", other === heading ? order : "none");
-    const value = (row) => row.cells[column].dataset.value;
-    // Within each group of comparable runs, whose heading stays where it is.
-    for (const body of table.tBodies) {
-      const rows = [...body.rows].filter((row) => !row.classList.contains("group"));
-      body.append(...rows.sort((a, b) => compare(value(a), value(b), isText, order === "ascending" ? 1 : -1)));
-    }
-  }
-
-  for (const table of document.querySelectorAll("table.sortable")) {
-    const headings = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
-    for (const heading of headings) {
-      heading.querySelector("button").addEventListener("click", () => sortBy(table, headings, heading));
-    }
-  }
 })();
