@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bfpo_bench.train import Scoring
 
 OK, INTERNAL, BAD_INPUT, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
+# Of `gate`: what CI takes for a failed check.
+REFUSED = 1
 
 _EPILOG = """\
 exit codes: 0 complete, 2 bad input (one line says what), 3 finished, but a task lacks data, answers or verdicts
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_error(str(error))
         return BAD_INPUT
     except BrokenPipeError:
-        # The reader of our output went away (`... | head`): not an error, but Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away (`... | head`): not an error.
+        _mute()
         return OK
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes", file=sys.stderr)
@@ -53,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say_error(f"internal error, please report it (BFPO_DEBUG=1 shows where): {type(error).__name__}: {error}")
         return INTERNAL
+
+
+def _mute() -> None:
+    """Output that nobody reads any more goes nowhere; else Python would complain of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -98,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(verbs)
     _add_calibrate(verbs)
     _add_agreement(verbs)
+    _add_compare(verbs)
+    _add_gate(verbs)
     _add_export(verbs)
     _add_leaderboard(verbs)
     _add_train(verbs)
@@ -140,6 +149,13 @@ def _add_run(verbs: Any) -> None:
     flag("--limit", type=int, metavar="N", help="only the first N samples of each task (shown, but not ranked)")
     flag("--max-new-tokens", type=int, metavar="N", help="answers end here where a task's own limit is higher")
     flag("--thinking-tokens", type=int, metavar="N", help="room for a reasoning model's thoughts, on top of each limit")
+    flag(
+        "--samples",
+        type=int,
+        metavar="K",
+        help="ask each prompt that is answered with a text K times: the mean over its answers, and the worst of them",
+    )
+    flag("--temperature", type=float, metavar="T", help="of all answers, over the tasks' own (0: greedy)")
     flag("--seed", type=int, help="of everything drawn (default 0)")
     flag("--out", metavar="DIR", help="the run's folder (default runs/MODEL-SUITE)")
     flag(
@@ -341,6 +357,134 @@ def _agreement(arguments: argparse.Namespace) -> int:
     return OK
 
 
+# -- compare, gate -----------------------------------------------------------------------------------------------------
+
+_ACROSS = "compare although these differ: max_new_tokens, thinking_tokens, temperature"
+_GATE_EPILOG = """\
+exit codes: 0 every rule passed; 1 a rule failed or is undecided; 2 bad input, or runs that cannot be compared; 3 a run
+is partial. Rules: 'SUBJECT up'; 'SUBJECT not worse by N points'; 'unscored below N%'. SUBJECT is an axis or a task.
+"""
+
+
+def _add_compare(verbs: Any) -> None:
+    verb = _verb(verbs, "compare", _compare, "is a run better than another: paired by sample, task by task, with flips")
+    verb.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="scored run folders; the first is the base")
+    verb.add_argument("--tasks", metavar="A,B", help="only these; for runs that differ in others")
+    verb.add_argument("--across", metavar="A,B", help=_ACROSS)
+    verb.add_argument(
+        "--flips", type=int, default=3, metavar="N", help="flipped samples to name a task, each way (default 3)"
+    )
+    verb.add_argument(
+        "--show-text", action="store_true", help="show answers of flipped samples too, and prompts that ask for harm"
+    )
+    verb.add_argument("--format", choices=("table", "json", "markdown"), default="table", help="default: table")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    verb.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.compare import compare, read_runs
+    from bfpo_bench.compare_tables import lines, markdown
+    from bfpo_bench.console import show
+    from bfpo_bench.errors import ConfigError
+    from bfpo_bench.store import to_json, write_atomically
+
+    if arguments.flips < 0:
+        raise ConfigError(f"--flips must be a whole number from 0, got {arguments.flips}.")
+    report = compare(
+        read_runs(arguments.runs),
+        tasks=_listed(arguments.tasks, "--tasks"),
+        across=_listed(arguments.across, "--across"),
+        flips=arguments.flips,
+        show_text=arguments.show_text,
+        seed=_seed(arguments.seed),
+    )
+    if arguments.format == "table":
+        told = list(lines(report))
+    else:
+        # ASCII only: a terminal's lines are made inert, and what stands for a joiner there is no JSON.
+        text = to_json(report.as_json(), ascii_only=True) if arguments.format == "json" else markdown(report)
+        told = text.splitlines()
+    if arguments.out is not None:
+        write_atomically(arguments.out, "".join(f"{line}\n" for line in told))
+        show(f"comparison: {arguments.out}")
+    else:
+        for line in told:
+            show(line)
+    return OK
+
+
+def _listed(text: str | None, flag: str) -> tuple[str, ...]:
+    """`A,B` of a flag, each once."""
+    from bfpo_bench.errors import ConfigError
+
+    if text is None:
+        return ()
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ConfigError(f"{flag} {text!r} holds an empty name. Give names parted by commas: A,B.")
+    return tuple(dict.fromkeys(names))
+
+
+def _seed(seed: int) -> int:
+    from bfpo_bench.errors import ConfigError
+
+    if seed < 0:
+        raise ConfigError(f"--seed must be a whole number from 0, got {seed}.")
+    return seed
+
+
+def _add_gate(verbs: Any) -> None:
+    verb = _verb(verbs, "gate", _gate, "may a run replace another: rules, a verdict, an exit code for CI")
+    verb.epilog, verb.formatter_class = _GATE_EPILOG, argparse.RawDescriptionHelpFormatter
+    verb.add_argument("--base", type=Path, required=True, metavar="RUN", help="the scored run that is good enough now")
+    verb.add_argument("--new", type=Path, required=True, metavar="RUN", help="the scored run that is to replace it")
+    verb.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="repeatable (default: 'harmlessness up, helpfulness not worse by more than 2 points')",
+    )
+    verb.add_argument("--rules", type=Path, metavar="FILE", help="YAML with a list of rules, in addition to --rule")
+    verb.add_argument("--across", metavar="A,B", help=_ACROSS)
+    verb.add_argument("--allow-partial", action="store_true", help="decide although a run is partial")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there as JSON")
+    verb.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.compare import read_runs
+    from bfpo_bench.console import show
+    from bfpo_bench.gate import DEFAULT_RULES, gate, lines, parse_rules, partial_runs, read_rules
+    from bfpo_bench.store import to_json, write_atomically
+
+    rules = parse_rules(arguments.rule)
+    rules += [] if arguments.rules is None else read_rules(arguments.rules)
+    base, new = read_runs([arguments.base, arguments.new])
+    if not arguments.allow_partial and (refused := partial_runs([base, new])):
+        for line in refused:
+            _say_error(line)
+        return PARTIAL
+    found = gate(
+        base,
+        new,
+        rules or parse_rules(DEFAULT_RULES),
+        across=_listed(arguments.across, "--across"),
+        seed=_seed(arguments.seed),
+    )
+    if arguments.json is not None:
+        write_atomically(arguments.json, to_json(found.as_json()))
+    try:
+        for line in lines(found):
+            show(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `gate ... | head` in CI: who reads no further must not turn the verdict into a pass.
+        _mute()
+    return OK if found.passed else REFUSED
+
+
 def _judge_setting(arguments: argparse.Namespace, folder: Path) -> Setting:
     """From where judges are asked: the flags that `judge` and `calibrate` share."""
     from bfpo_bench.errors import ConfigError
@@ -414,24 +558,55 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _add_export(verbs: Any) -> None:
-    verb = _verb(verbs, "export", _export, "write a run's samples, answers and verdicts as one file")
+    verb = _verb(verbs, "export", _export, "write a run in a format that other tools read")
     verb.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    verb.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
-    verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/export.FORMAT")
+    verb.add_argument(
+        "--format",
+        choices=tuple(_EXPORTS),
+        default="jsonl",
+        help="jsonl, parquet: a row a sample; lm-eval: its results and samples files; model-index: metadata of a model "
+        "card; inspect: logs for inspect_ai (default jsonl)",
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="PATH", help="a file, of lm-eval and inspect a folder (default: RUN/export...)"
+    )
+
+
+# Where a format goes within the run's folder, unless told.
+_EXPORTS = {
+    "jsonl": "export.jsonl",
+    "parquet": "export.parquet",
+    "lm-eval": "export-lm-eval",
+    "model-index": "export-model-index.md",
+    "inspect": "export-inspect",
+}
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import show
-    from bfpo_bench.export import export
     from bfpo_bench.store import RunStore
 
-    out = arguments.out or arguments.run / f"export.{arguments.format}"
+    form, out = arguments.format, arguments.out or arguments.run / _EXPORTS[arguments.format]
     store = RunStore.read(arguments.run)
     try:
-        n = export(store, form=arguments.format, out=out)
+        if form == "lm-eval":
+            from bfpo_bench.export_lm_eval import export_lm_eval
+
+            show(f"results: {export_lm_eval(store, out=out)}")
+        elif form == "model-index":
+            from bfpo_bench.export_model_index import export_model_index
+
+            show(f"{export_model_index(store, out=out)} results: {out}")
+        elif form == "inspect":
+            from bfpo_bench.export_inspect import export_inspect
+
+            show(f"{len(export_inspect(store, out=out))} logs: {out}")
+        else:
+            from bfpo_bench.export import export
+
+            show(f"{export(store, form=form, out=out)} rows: {out}")
     finally:
         store.close()
-    show(f"{n} rows: {out}")
     return OK
 
 
@@ -440,18 +615,32 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _add_leaderboard(verbs: Any) -> None:
     verb = _verb(
-        verbs, "leaderboard", _leaderboard, "rank any number of runs: leaderboard.csv and a self-contained index.html"
+        verbs, "leaderboard", _leaderboard, "rank any number of runs: a site that needs no server, CSV, JSON, Markdown"
     )
     verb.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders that hold some")
     verb.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="default: site")
+    verb.add_argument(
+        "--published",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML of published figures with their sources, shown beside the runs and not ranked; repeatable",
+    )
+    verb.add_argument("--no-samples", action="store_true", help="leave prompts, answers and verdicts out of the site")
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
     from bfpo_bench.console import say, show
+    from bfpo_bench.leaderboard.published import read_published
     from bfpo_bench.leaderboard.render import write_site
     from bfpo_bench.leaderboard.rows import collect
 
-    show(f"leaderboard: {write_site(collect(arguments.runs, skipped=say), out=arguments.out)}")
+    # Before the runs are read: a slip in it is told at once.
+    published = read_published(arguments.published)
+    rows = collect(arguments.runs, skipped=say)
+    index = write_site(rows, out=arguments.out, published=published, samples=not arguments.no_samples)
+    show(f"leaderboard: {index}")
     return OK
 
 

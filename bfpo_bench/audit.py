@@ -19,9 +19,11 @@ def audit(
     panel: Sequence[str] = (),
     scopes: Scopes | None = None,
     missing: Collection[str] = (),
+    repeats: int = 1,
 ) -> list[str]:
     """Every sample has one output, and one verdict of the judge that its task's score stands on; no strays.
 
+    `repeats`: how often each prompt is a sample, but for choices, which are asked once.
     `panel`: of these judges too, where they are asked; what a judge beside the score lacks is counted there.
     `missing`: the tasks that have no data, which is told elsewhere.
     """
@@ -32,6 +34,13 @@ def audit(
         findings.append(f"{strays} outputs belong to no sample")
     if lacking := sum(sample.id not in outputs for sample in samples):
         findings.append(f"{lacking} of {len(samples)} samples have no output")
+    times: dict[str, list[int]] = {}
+    for sample in samples:
+        times.setdefault(sample.prompt_id, []).append(sample.repeat)
+    once = {sample.prompt_id for sample in samples if sample.choices}
+    if odd := sum(sorted(mine) != list(range(1 if id_ in once else repeats)) for id_, mine in times.items()):
+        often = "once" if repeats == 1 else f"{repeats} times, or once where there are choices"
+        findings.append(f"{odd} of {len(times)} prompts are not asked {often}")
     counts = Counter((verdict.judge, verdict.sample_id) for verdict in verdicts)
     if twice := sum(n > 1 for n in counts.values()):
         findings.append(f"{twice} samples have verdicts of two versions of one judge")

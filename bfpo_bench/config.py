@@ -29,6 +29,8 @@ class RunSpec:
     limit: int | None = None
     max_new_tokens: int | None = None
     thinking_tokens: int | None = None
+    samples: int = 1
+    temperature: float | None = None
     seed: int = 0
     out: Path | None = None
     data_dir: Path | None = None
@@ -48,8 +50,10 @@ class RunSpec:
         what = "+".join([*([self.suite] if self.suite else []), *sorted(self.tasks)])
         profile = f"-{self.profile}-settings" if self.profile != "default" else ""
         limit = f"-limit{self.limit}" if self.limit is not None else ""
+        samples = f"-samples{self.samples}" if self.samples > 1 else ""
+        temperature = f"-temperature{self.temperature:g}" if self.temperature is not None else ""
         model = _slug(self.model) + (f"+{_slug(self.adapter)}" if self.adapter is not None else "")
-        return Path("runs") / f"{model}-{_slug(what)}{profile}{limit}"
+        return Path("runs") / f"{model}-{_slug(what)}{profile}{limit}{samples}{temperature}"
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(RunSpec)}
@@ -62,6 +66,10 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _LISTS = frozenset({"tasks", "engine_args", "judge", "judge_engine_args", "include_path"})
 _ARGUMENTS = frozenset({"engine_args", "judge_engine_args"})
 _PATHS = frozenset({"out", "data_dir", "include_path"})
+# What OpenAI's servers take; one above it would be refused prompt by prompt.
+HIGHEST_TEMPERATURE = 2
+# A slip of the finger is not a run of millions.
+MOST_SAMPLES = 1000
 
 
 def run_spec(flags: Mapping[str, Any], config: Path | None = None) -> RunSpec:
@@ -70,7 +78,13 @@ def run_spec(flags: Mapping[str, Any], config: Path | None = None) -> RunSpec:
     if merged.get("model") is None:
         known = "an alias (smollm2-135m), a folder, a hub id, openai:NAME or policy:NAME"
         raise ConfigError(f"No model given. Use --model: {known}.")
-    return RunSpec(**{key: _value(key, value) for key, value in merged.items()})
+    spec = RunSpec(**{key: _value(key, value) for key, value in merged.items()})
+    if spec.samples > 1 and spec.temperature == 0:
+        raise ConfigError(
+            f"--samples {spec.samples} at --temperature 0: all answers to a prompt would be the same. "
+            "Give a temperature above 0, or leave out --samples."
+        )
+    return spec
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -118,6 +132,13 @@ def _value(key: str, value: Any) -> Any:
         and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31)
     ):
         raise ConfigError(f"{key} must be a whole number from 1 to 2147483647, got {value!r}.")
+    if key == "samples" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SAMPLES):
+        raise ConfigError(f"samples must be a whole number from 1 to {MOST_SAMPLES}, got {value!r}.")
+    if key == "temperature" and value is not None:
+        # Also false for a NaN, which the command line takes for a number.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= HIGHEST_TEMPERATURE:
+            raise ConfigError(f"temperature must be a number from 0 to {HIGHEST_TEMPERATURE}, got {value!r}.")
+        return float(value)
     if key == "seed" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
         raise ConfigError(f"seed must be a whole number from 0 to 2147483647, got {value!r}.")
     if key in ("skip_missing", "trust_remote_code") and not isinstance(value, bool):

@@ -107,7 +107,8 @@ def _score_table(scores: Mapping[str, Any], *, width: int) -> Any:
 
     profile = "" if scores.get("profile", "default") == "default" else f", {scores['profile']} profile"
     limit = "" if scores["limit"] is None else f", first {scores['limit']} of each task"
-    title = f"{scores['model']['name']} on {scores['suite'] or 'chosen tasks'}{profile}{limit} (scores in %)"
+    title = f"{scores['model']['name']} on {scores['suite'] or 'chosen tasks'}{profile}{limit}{_drawn(scores)}"
+    title += " (scores in %)"
     # What few models do takes no room from the others: how many answers came after thinking, and how many never came.
     thinks = any(task["n_thinking"] for task in scores["tasks"].values())
     headings = (*_HEADINGS, *(("thinking", "unfinished") if thinks else ()))
@@ -134,6 +135,13 @@ def _score_table(scores: Mapping[str, Any], *, width: int) -> Any:
     return table
 
 
+def _drawn(scores: Mapping[str, Any]) -> str:
+    """How answers were drawn where the run set it: for a title."""
+    samples, temperature = scores.get("samples", 1), scores.get("temperature")
+    answers = f", {samples} answers a prompt" if samples > 1 else ""
+    return answers + ("" if temperature is None else f", temperature {temperature:g}")
+
+
 def _score_rows(scores: Mapping[str, Any], *, thinks: bool) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
     """Each row's name, numbers, metric with judge, and style."""
     for axis, title in _AXIS_TITLES.items():
@@ -145,8 +153,16 @@ def _score_rows(scores: Mapping[str, Any], *, thinks: bool) -> Iterator[tuple[st
         for name, task in tasks.items():
             thought = (str(task["n_thinking"]), str(task["n_unfinished_thinking"])) if thinks else ()
             yield f"  {name}", (*_row(task), *thought), f"{task['metric']}, {_judge(task)}", ""
+            yield from _worst_row(task, _judge(task))
             for judge, other in task["other_judges"].items():
                 yield "", _row({**task, **other}), f"{task['metric']}, {judge}", ""
+                yield from _worst_row({**task, **other}, judge)
+
+
+def _worst_row(task: Mapping[str, Any], judge: str) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
+    """Of a prompt's answers the worst, counted in prompts; no row where each was asked once."""
+    if task.get("worst_of_k") is not None:
+        yield f"    worst of {task['repeats']}", _cells(task["worst_of_k"]), f"{task['metric']}, {judge}", ""
 
 
 def _judge(task: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ class Cost:
     """An estimate: prompts as they stand, answers as long as they may get."""
 
     samples: int = 0
+    prompts: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -69,6 +70,7 @@ def _of(sample: Sample, calls: int, read: int) -> Cost:
     prompt = max(1, characters // _CHARACTERS_A_TOKEN)
     return Cost(
         samples=1,
+        prompts=int(sample.repeat == 0),
         requests=max(1, len(sample.choices)),
         prompt_tokens=prompt,
         new_tokens=new,
@@ -107,7 +109,7 @@ def table(
     for task in tasks:
         cost = costs[task.name]
         cells = (
-            f"{cost.samples:,}",
+            f"{cost.prompts:,}" + (f" x {cost.samples // cost.prompts}" if cost.samples > cost.prompts else ""),
             "?" if task.n is None else f"{task.n:,}",
             f"{cost.requests:,}",
             f"{cost.prompt_tokens:,}",

@@ -36,8 +36,10 @@ from bfpo_bench.judging import (
     scopes_of,
 )
 from bfpo_bench.mirror import RECORD, check_mirror
+from bfpo_bench.outcomes import run_outcomes, write_outcomes
 from bfpo_bench.panel import PANEL, parse_rule
 from bfpo_bench.registry import load_registry, resolve_tasks
+from bfpo_bench.repeats import repeated
 from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, REFUSALS_ONLY, Scopes, judges_of, panel_verdicts, score_run
 from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model, trained_from
 from bfpo_bench.store import LABELS, SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
@@ -96,6 +98,7 @@ def make_plan(spec: RunSpec) -> Plan:
         for name in set(judges) - set(plan.judge_names):
             _check_own_judge(task, name)
         _check_rubric(task, judges)
+        _check_samples(task, spec.samples)
     choose_engine(spec.engine if _has_weights(spec) else "hf")
     parse_engine_args(spec.engine_args)
     if spec.data_dir is not None and not spec.data_dir.is_dir():
@@ -165,12 +168,13 @@ def load_task_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
         chat_choices=plan.spec.chat_template == "on",
         max_new_tokens=plan.spec.max_new_tokens,
         thinking_tokens=plan.spec.thinking_tokens or 0,
+        temperature=plan.spec.temperature,
     )
     if missing and not plan.spec.skip_missing:
         name, reason = next(iter(missing.items()))
         more = f" (and {len(missing) - 1} more tasks)" if len(missing) > 1 else ""
         raise TaskError(f"No data for task {name!r}: {reason}{more}. {_remedy(plan, name)}")
-    return samples, missing
+    return repeated(samples, n=plan.spec.samples), missing
 
 
 def _remedy(plan: Plan, name: str) -> str:
@@ -192,7 +196,8 @@ def _remedy(plan: Plan, name: str) -> str:
 def data_hashes(samples: Sequence[Sample]) -> dict[str, str]:
     """Sixteen hex digits a task over all that is asked, in order, and what answers are measured by: the run's rows."""
     digests: dict[str, Any] = {}
-    for sample in samples:
+    # A row is the same row however often it is asked.
+    for sample in (sample for sample in samples if sample.repeat == 0):
         digest = digests.setdefault(sample.task, hashlib.sha256())
         # The right answer of a task that generates is in the row that its metric reads, not in `reference`.
         known = json.dumps(dict(sample.meta), sort_keys=True)
@@ -214,8 +219,21 @@ def describe(plan: Plan, samples: Sequence[Sample], missing: Mapping[str, str]) 
     """`--dry-run`: what each task and the whole will cost."""
     return [
         *table(plan.tasks, costs(plan, samples), plan.judges, missing, weights=_has_weights(plan.spec)),
+        *_sampling(plan),
         *idle_notes(plan.judges, plan.tasks),
     ]
+
+
+def _sampling(plan: Plan) -> list[str]:
+    """A line on how answers are drawn where the run sets it, not the tasks."""
+    told, choices = [], sum(task.kind == "choice" for task in plan.tasks)
+    if plan.spec.samples > 1:
+        told.append(f"{plan.spec.samples} answers a prompt, each drawn with a seed of its own")
+    if plan.spec.temperature is not None:
+        told.append(f"temperature {plan.spec.temperature:g} for all tasks that generate")
+    if told and choices:
+        told.append(f"choice tasks ({choices} here) have nothing to draw and are asked once")
+    return ["sampling: " + "; ".join(told)] if told else []
 
 
 def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> dict[str, Any]:
@@ -229,7 +247,8 @@ def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> 
             _plan_what_was_missing(store, plan)
         else:
             samples, missing = planned or plan_samples(plan)
-            say(summary(costs(plan, samples), weights=_has_weights(plan.spec)))
+            for line in (summary(costs(plan, samples), weights=_has_weights(plan.spec)), *_sampling(plan)):
+                say(line)
             _add_samples(store, samples, missing)
         try:
             generate(store, model)
@@ -333,13 +352,16 @@ def score(store: RunStore) -> dict[str, Any]:
         labels=_labels(store.folder),
         missing=missing,
     )
-    findings = audit(tasks, samples, outputs, verdicts, judges=chosen, panel=members, scopes=scopes, missing=missing)
+    asked = {"repeats": manifest["identity"].get("samples", 1), "missing": missing}
+    findings = audit(tasks, samples, outputs, verdicts, judges=chosen, panel=members, scopes=scopes, **asked)
     scores = {
         "schema": SCHEMA,
         "model": {key: manifest["identity"]["model"][key] for key in ("name", "identity")},
         "suite": manifest["identity"]["suite"],
         "profile": manifest["identity"].get("profile", "default"),
         "limit": manifest["identity"]["limit"],
+        "samples": manifest["identity"].get("samples", 1),
+        "temperature": manifest["identity"].get("temperature"),
         "judge": _primary_judge(tasks, result["tasks"], chosen, members, scopes),
         "panel": manifest.get("panel"),
         **result,
@@ -347,6 +369,8 @@ def score(store: RunStore) -> dict[str, Any]:
         "status": "partial" if findings else result["status"],
         "reasons": [*result["reasons"], *notes, *(f"audit: {finding}" for finding in findings)],
     }
+    outcomes = run_outcomes(tasks, samples, outputs, [*verdicts, *panel], tasks=result["tasks"])
+    write_outcomes(store.folder, outcomes)
     store.write_scores(scores)
     return scores
 
@@ -446,6 +470,9 @@ def _manifest(plan: Plan, model: ModelSpec) -> dict[str, Any]:
             "limit": spec.limit,
             "max_new_tokens": spec.max_new_tokens,
             "thinking_tokens": spec.thinking_tokens,
+            # Left out where it is 1: runs that were begun before there were several go on.
+            **({"samples": spec.samples} if spec.samples > 1 else {}),
+            "temperature": spec.temperature,
             "seed": spec.seed,
             "tasks": {t.name: {k: v for k, v in asdict(t).items() if k != "yaml_path"} for t in plan.tasks},
         },
@@ -509,6 +536,15 @@ def _check_own_judge(task: TaskSpec, name: str) -> None:
         check_judge(parse_judge(name))
     elif "checks" not in task.keep:
         raise TaskError(f"Task {task.name!r}: judge 'checker' needs the rows' checks; add `keep: [checks]`.")
+
+
+def _check_samples(task: TaskSpec, samples: int) -> None:
+    """A win rate is of one answer an instruction: the standard error and the length control of AlpacaEval 2.0 are."""
+    if samples > 1 and task.rubric == "pairwise":
+        raise ConfigError(
+            f"--samples {samples}: task {task.name!r} compares one answer a prompt with the reference's. "
+            f"Leave it out (--suite NAME-{task.name}), or run it alone without --samples."
+        )
 
 
 def _check_rubric(task: TaskSpec, judges: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from bfpo_bench.correction import Calibrations, corrected
 from bfpo_bench.errors import JudgeError
 from bfpo_bench.length_control import Comparison, LengthReference, length_controlled, win_rate
 from bfpo_bench.panel import PANEL, PanelRule, panel
-from bfpo_bench.stats import macro_average, mean_interval
+from bfpo_bench.stats import clustered_interval, macro_average, worst_of
 from bfpo_bench.thinking import unfinished
 from bfpo_bench.types import (
     AXES,
@@ -137,9 +137,10 @@ def score_run(
                         for s in theirs
                         if not isinstance(outcome_of(spec, s, outputs.get(s.id), by_judge[judge]), str)
                     ]
-                    rating["corrected"] = corrected(
-                        spec.axis, judge, scored, calibrations=calibrations or {}, labels=labels or {}
-                    )
+                    found = corrected(spec.axis, judge, scored, calibrations=calibrations or {}, labels=labels or {})
+                    if found is not None and any(sample.repeat for sample in theirs):
+                        found = {"refused": "answers to one prompt are not independent, as its interval would have it"}
+                    rating["corrected"] = found
             tasks[spec.name] = task
     reasons = [f"{name}: not run: {reason}" for name, reason in sorted(missing.items())]
     partial = bool(missing)
@@ -183,13 +184,16 @@ def _task(
     if not ratings:
         ratings = [("", _rate(spec, samples, outputs, None))]
     (judge, first), others = ratings[0], ratings[1:]
+    repeats = _repeats(samples)
     return {
         "axis": spec.axis,
         "kind": spec.kind,
         "metric": spec.metric,
         "version": spec.version,
         "chance": spec.chance,
-        "n_published": spec.n,
+        "repeats": repeats,
+        # In the unit of the other counts: answers.
+        "n_published": None if spec.n is None else spec.n * repeats,
         "judge": judge or None,
         "n_total": len(samples),
         "n_failed": sum(s.id in outputs and outputs[s.id].failure is not None for s in samples),
@@ -225,6 +229,7 @@ def _rate(
     categories = sorted({s.category for s in samples if s.category is not None})
     return {
         "score": _score(samples, passed, outputs),
+        "worst_of_k": _worst(samples, passed, outputs),
         "categories": {c: _score([s for s in samples if s.category == c], passed, outputs) for c in categories},
         "unscored": dict(sorted(unscored.items())),
         "labels": dict(sorted(labels.items())),
@@ -392,14 +397,44 @@ def outcome_of(
 def _score(
     samples: Sequence[Sample], passed: Mapping[str, float], outputs: Mapping[str, Output]
 ) -> dict[str, Any] | None:
-    scored = [s.id for s in samples if s.id in passed]
-    score = mean_interval(
-        [passed[id_] for id_ in scored],
+    """The mean over all answers; what hangs together (a template's, a prompt's answers) is resampled together."""
+    scored = [s for s in samples if s.id in passed]
+    score = clustered_interval(
+        [passed[s.id] for s in scored],
+        [s.cluster or s.id for s in scored],
         n_unscored=len(samples) - len(scored),
         n_empty=sum(s.id in outputs and outputs[s.id].empty for s in samples),
         n_truncated=sum(s.id in outputs and outputs[s.id].truncated for s in samples),
     )
     return None if score is None else asdict(score)
+
+
+def _worst(
+    samples: Sequence[Sample], passed: Mapping[str, float], outputs: Mapping[str, Output]
+) -> dict[str, Any] | None:
+    """The mean over prompts of the worst of a prompt's answers; None where each was asked once.
+
+    A prompt with an answer that is not scored is not scored: the worst of fewer looks better. All counts are of
+    prompts, `n_empty` and `n_truncated` of those with such an answer among theirs.
+    """
+    if (repeats := _repeats(samples)) == 1:
+        return None
+    scored = [s for s in samples if s.id in passed]
+    score = worst_of(
+        [passed[s.id] for s in scored],
+        [s.prompt_id for s in scored],
+        k=repeats,
+        clusters=[s.cluster or s.prompt_id for s in scored],
+        n_unscored=len({s.prompt_id for s in samples} - {s.prompt_id for s in scored}),
+        n_empty=len({s.prompt_id for s in samples if s.id in outputs and outputs[s.id].empty}),
+        n_truncated=len({s.prompt_id for s in samples if s.id in outputs and outputs[s.id].truncated}),
+    )
+    return None if score is None else asdict(score)
+
+
+def _repeats(samples: Sequence[Sample]) -> int:
+    """How many answers each prompt has."""
+    return max((sample.repeat for sample in samples), default=0) + 1
 
 
 def _axis(axis: Axis, specs: Sequence[TaskSpec], tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

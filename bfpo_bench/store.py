@@ -2,7 +2,8 @@
 
 RUN/manifest.json   what was asked, written before the first token
 RUN/run.sqlite      samples, outputs, verdicts; every batch is one transaction
-RUN/scores.json     derived from the other two; sorted keys, no timestamps
+RUN/outcomes.json   derived from these two: what became of each sample (outcomes.py)
+RUN/scores.json     derived likewise; sorted keys, no timestamps
 RUN/run.lock        held by the one writer, let go by the kernel when it dies
 """
 
@@ -24,6 +25,7 @@ from bfpo_bench.types import Message, Output, Sample, Verdict
 SCHEMA = 2
 DATABASE = "run.sqlite"
 MANIFEST = "manifest.json"
+OUTCOMES = "outcomes.json"
 SCORES = "scores.json"
 LOCK = "run.lock"
 # What belongs to a run's own answers and is kept beside them: human labels, AlpacaEval's df_gamed.csv.
@@ -71,13 +73,13 @@ def write_atomically(path: Path, text: str) -> None:
             raise
     except OSError as error:
         raise StoreError(
-            f"Cannot write {path}: {error.strerror or error}. Free space or choose another --out."
+            f"Cannot write {path}: {error.strerror or error}. Free space or choose another place."
         ) from error
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, *, ascii_only: bool = False) -> str:
     """The one JSON spelling of our files: sorted keys, two spaces, a final newline, no NaN."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=ascii_only, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -405,7 +407,7 @@ def _set_aside(folder: Path) -> None:
             database.execute("PRAGMA journal_mode = DELETE")
             database.close()
     # The manifest goes last: while it is there, a crash in between is still seen as a run to set aside.
-    for name in (SCORES, LABELS, LENGTH_CONTROL, DATABASE, MANIFEST):
+    for name in (SCORES, OUTCOMES, LABELS, LENGTH_CONTROL, DATABASE, MANIFEST):
         if (folder / name).exists():
             os.replace(folder / name, aside / name)
 
@@ -479,6 +481,8 @@ def _sample_to_json(sample: Sample) -> str:
         "reference": sample.reference,
         "category": sample.category,
         "cluster": sample.cluster,
+        "repeat": sample.repeat,
+        "repeat_of": sample.repeat_of,
         "meta": dict(sample.meta),
     }
     return json.dumps(body, sort_keys=True)

@@ -116,7 +116,9 @@ class Sample:
     A later turn of a conversation is a sample of its own; `previous` is the id of the turn before it, and its
     `messages` hold the new turn only until the answer to that one is there. `chat_choices` are the choices as a model
     meets them behind its template, (history as JSON, continuation) each; only where the run asks so. `joint` is what
-    a task puts between a system prompt and its own description; empty where it has none.
+    a task puts between a system prompt and its own description; empty where it has none. Where a prompt is asked k
+    times, each time is a sample, numbered by `repeat` from 0; `repeat_of` is the first one's id. Samples of one
+    `cluster` are not independent.
     """
 
     id: str
@@ -132,7 +134,14 @@ class Sample:
     reference: str | None = None
     category: str | None = None
     cluster: str | None = None
+    repeat: int = 0
+    repeat_of: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt_id(self) -> str:
+        """The id that the first answer to this prompt has, whichever this one is."""
+        return self.repeat_of or self.id
 
 
 def sample_id(task: str, version: str, prompt: str, choices: Sequence[tuple[str, str]], occurrence: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bfpo_bench.outcomes import run_outcomes, write_outcomes
 from bfpo_bench.panel import parse_rule
 from bfpo_bench.scoring import panel_verdicts, score_run
 from bfpo_bench.store import RunStore
@@ -40,6 +41,7 @@ class Item:
     raw: str = ""
     detail: str = ""
     category: str | None = None
+    cluster: str | None = None
     failure: Failure | None = None
     truncated: bool = False
     choices: tuple[str, ...] = ()
@@ -180,6 +182,8 @@ def build_run(
                 judges=judges,
                 missing=missing,
             )
+            answers = {output.sample_id: output for output in outputs}
+            write_outcomes(folder, run_outcomes(specs, samples, answers, verdicts, tasks=scores["tasks"]))
             scores |= {} if status is None else {"status": status}
             scores |= {} if reasons is None else {"reasons": list(reasons)}
             for (task_name, name), rate in (corrected or {}).items():
@@ -204,6 +208,7 @@ def _sample(task: BuiltTask, item: Item, index: int) -> Sample:
         choices=choices,
         reference=json.dumps(item.gold) if item.choices else None,
         category=item.category,
+        cluster=item.cluster,
     )
 
 

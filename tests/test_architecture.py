@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "bfpo_bench"
 
 # A module or package of ours -> the others that it may import. What is not named here may import nothing.
 ALLOWED = {
-    "__init__": set(),
+    # Inside `load`, and for its type.
+    "__init__": {"frames"},
     "types": set(),
     "errors": set(),
     "console": set(),
@@ -27,6 +29,8 @@ ALLOWED = {
     "trainers.__main__": {"__main__"},
     "config": {"errors"},
     "stats": {"types"},
+    "paired": {"stats"},
+    "tradeoff": {"types", "stats"},
     "agreement": set(),
     "judge_swap": set(),
     "length_control": set(),
@@ -41,9 +45,19 @@ ALLOWED = {
     "mirror": {"types", "errors"},
     "fetch": {"types", "errors", "mirror"},
     "scoring": {"types", "errors", "stats", "thinking", "panel", "length_control", "correction"},
+    "outcomes": {"types", "errors", "store", "scoring"},
+    "compare": {"types", "errors", "store", "outcomes", "paired", "tradeoff", "leaderboard"},
+    "compare_tables": {"compare", "paired", "tradeoff", "console", "leaderboard"},
+    "gate": {"types", "errors", "compare", "paired"},
     "audit": {"types", "scoring"},
     "cost": {"types", "scoring"},
     "export": {"types", "errors", "store"},
+    "export_tasks": {"types", "errors", "store", "outcomes"},
+    "export_lm_eval": {"types", "errors", "store", "export", "export_tasks", "registry"},
+    "export_inspect": {"types", "store", "export", "export_tasks"},
+    # The card of a checkpoint spells a model-index: one spelling.
+    "export_model_index": {"errors", "store", "export_tasks", "trainers"},
+    "frames": {"types", "errors", "store", "export", "export_tasks", "leaderboard"},
     "doctor": {"errors", "judges", "registry", "sources"},
     "judges": {"types", "errors", "endpoint", "sources", "harness", "stats", "length_control", "panel"},
     "judging": {
@@ -55,12 +69,16 @@ ALLOWED = {
     "judge_tables": {"console"},
     "thinking": {"types"},
     "conversation": {"types"},
+    "repeats": {"types", "errors"},
     "harness": {"types", "errors", "endpoint", "registry", "thinking"},
-    "leaderboard": {"types", "errors", "stats", "store", "conversation"},
+    "leaderboard": {
+        *("types", "errors", "stats", "store", "conversation", "paired", "tradeoff", "outcomes", "agreement"),
+    },
     "tasks": {"judges", "types"},
     "run": {
         *("types", "errors", "config", "console", "registry", "sources", "store", "scoring", "audit"),
         *("cost", "judges", "judging", "panel", "harness", "endpoint", "mirror", "thinking", "conversation"),
+        *("repeats", "outcomes"),
     },
     "train": {
         *("types", "errors", "config", "console", "registry", "sources", "store", "harness", "run", "leaderboard"),
@@ -70,7 +88,8 @@ ALLOWED = {
     "__main__": {
         *("errors", "endpoint", "config", "console", "registry", "sources", "store", "export", "doctor", "run"),
         *("leaderboard", "mirror", "fetch", "judges", "judging", "harness", "validation", "judge_report"),
-        *("judge_tables", "train", "trainers", "sweep"),
+        *("compare", "compare_tables", "gate"),
+        *("judge_tables", "train", "trainers", "sweep", "export_lm_eval", "export_inspect", "export_model_index"),
     },
 }
 # A heavy package -> who may import it at all, and who only inside the function that needs it.
@@ -82,13 +101,13 @@ HEAVY = {
     "accelerate": ({"harness", "trainers"}, set()),
     "peft": ({"trainers"}, set()),
 }
-# These import the standard library only.
+# These import the standard library only; `__init__` more inside `load`.
 LEAVES = ("types", "errors", "__init__")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """One imported module, by its full name; `lazy` where it stands inside a function."""
+    """One imported module, by its full name; `lazy` where it stands inside a function, or for a type checker only."""
 
     importer: str
     imported: str
@@ -128,7 +147,8 @@ def imports_of(source: str, *, importer: str) -> list[Import]:
             ):
                 names = [ast.literal_eval(child.args[0])]
             found.extend(Import(importer=importer, imported=n, lazy=lazy, line=child.lineno) for n in names)
-            visit(child, lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+            unread = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+            visit(child, lazy or unread or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
     visit(ast.parse(source), False)
     return [one for one in found if one.imported != "bfpo_bench.__version__"]
@@ -196,9 +216,20 @@ def test_heavy_packages_stay_where_they_belong():
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_the_leaves_use_the_standard_library_only(leaf):
     foreign = [
-        one for one in all_imports() if one.importer == leaf and top(one.imported) not in sys.stdlib_module_names
+        one
+        for one in all_imports()
+        if one.importer == leaf
+        and top(one.imported) not in sys.stdlib_module_names
+        and not (one.lazy and one.imported.startswith("bfpo_bench.frames"))
     ]
     assert foreign == []
+
+
+def test_to_import_the_package_loads_nothing_beyond_the_standard_library():
+    code = "import sys; before = set(sys.modules); import bfpo_bench; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert loaded == {"bfpo_bench"}
 
 
 def test_tasks_use_the_standard_library_judges_and_data_sets_only():
@@ -252,6 +283,8 @@ def test_an_edge_that_is_not_allowed_is_found(importer, source):
         ("sources", "import torch", True),
         ("sources", "def f():\n    import torch", False),
         ("sources", "class A:\n    from torch import nn", True),
+        ("sources", "if TYPE_CHECKING:\n    import torch", False),
+        ("sources", "if not TYPE_CHECKING:\n    import torch", True),
         ("judges.chat", "import torch", True),
         ("train", "def f():\n    import torch", True),
         ("sources", "def f():\n    import peft", True),
@@ -292,13 +325,20 @@ print("LOADED", code, *sorted({name.partition(".")[0] for name in sys.modules}))
         "data list --data-dir {run}",
         "leaderboard {run} --out {out}",
         "score {run}",
+        "compare {run} {other}",
+        "gate --base {run} --new {other} --rule 'bfpo_mini_harmful not worse by 99'",
         "export {run} --out {out}",
+        "export {run} --format lm-eval --out {out}",
+        "export {run} --format model-index --out {out}",
+        "export {run} --format inspect --out {out}",
         "judge {run} --judge keyword",
     ],
 )
 def test_a_verb_that_runs_no_model_loads_no_model_library(tmp_path, command):
     build_run(tmp_path / "run", tasks=[harmful_task(refused=2)])
-    arguments = command.format(run=tmp_path / "run", out=tmp_path / "out").split()
+    build_run(tmp_path / "other", tasks=[harmful_task(refused=2)], model="beta")
+    places = {name: tmp_path / name for name in ("run", "other", "out")}
+    arguments = shlex.split(command.format(**places))
     done = subprocess.run([sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, timeout=120)
     *_, line = done.stdout.splitlines()
     _, code, *loaded = line.split()

@@ -110,6 +110,17 @@ def test_no_model_is_refused_with_the_choices(tmp_path):
         ("seed", None),
         ("seed", "x"),
         ("seed", False),
+        ("samples", 0),
+        ("samples", 1001),
+        ("samples", 2.0),
+        ("samples", True),
+        ("samples", None),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "0.7"),
+        ("temperature", True),
         ("engine", "vlm"),
         ("engine", None),
         ("engine", ["hf"]),
@@ -133,6 +144,12 @@ def test_no_model_is_refused_with_the_choices(tmp_path):
 def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key(key, value):
     said = refusal({"model": "m", key: value})
     assert key in said or key.replace("_", " ") in said
+
+
+def test_several_answers_at_temperature_0_are_refused(tmp_path):
+    said = refusal({"model": "m", "samples": 3}, config(tmp_path, "temperature: 0\n"))
+    assert said.startswith("--samples 3 at --temperature 0: all answers to a prompt would be the same.")
+    assert run_spec({"model": "m", "temperature": 0}).temperature == 0.0
 
 
 def test_an_unknown_choice_comes_with_a_suggestion():
@@ -179,7 +196,13 @@ def test_yamls_on_and_off_are_the_words_of_chat_template(tmp_path):
         assert run_spec({}, path).chat_template == word.strip("'")
 
 
-@pytest.mark.parametrize(("key", "value"), [("limit", 1), ("limit", None), ("seed", 0), ("seed", 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("limit", 1), ("limit", None), ("seed", 0), ("seed", 2**31 - 1)),
+        *(("samples", 1), ("samples", 1000), ("temperature", 0), ("temperature", 2), ("temperature", None)),
+    ],
+)
 def test_the_ends_of_a_range_are_taken(key, value):
     assert getattr(run_spec({"model": "m", key: value}), key) == value
 
@@ -223,6 +246,8 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
         ({"model": "smollm2-135m", "suite": "mini"}, "runs/smollm2-135m-mini"),
         ({"model": "org/name@main", "suite": "mini"}, "runs/org-name-main-mini"),
         ({"model": "m", "suite": "mini", "limit": 5}, "runs/m-mini-limit5"),
+        ({"model": "m", "suite": "mini", "samples": 3, "temperature": 0.7}, "runs/m-mini-samples3-temperature0.7"),
+        ({"model": "m", "suite": "mini", "limit": 5, "temperature": 1.0}, "runs/m-mini-limit5-temperature1"),
         ({"model": "m", "tasks": ("b", "a")}, "runs/m-a+b"),
         ({"model": "m", "suite": "s", "tasks": ("a",)}, "runs/m-s+a"),
         ({"model": "/models/my model/", "suite": "s"}, "runs/models-my-model-s"),

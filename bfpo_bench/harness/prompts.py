@@ -30,13 +30,15 @@ def load_samples(
     chat_choices: bool = False,
     max_new_tokens: int | None = None,
     thinking_tokens: int = 0,
+    temperature: float | None = None,
 ) -> tuple[list[Sample], dict[str, str]]:
     """All tasks' samples in order, and for each task that has no data the reason (one line).
 
     `limit` takes the first documents of each task, as lm-eval does. With `data_dir`, a task's hub data set is read
     from `DATA_DIR/<owner>/<name>` and the network is not asked. `profile` is the one that the specs were read with.
     With `chat_choices`, choice tasks are also read as a chat model meets them behind its template. `max_new_tokens`
-    caps what a task allows; `thinking_tokens` come on top, for what a model thinks before it answers.
+    caps what a task allows; `thinking_tokens` come on top, for what a model thinks before it answers. `temperature`
+    stands in the place of the tasks' own, 0 for greedy decoding; whatever else they set (top_p) stays.
     """
     samples: list[Sample] = []
     missing: dict[str, str] = {}
@@ -48,7 +50,8 @@ def load_samples(
         if spec.kind == "generate":
             settings = config["generation_kwargs"]
             allowed = min(settings["max_gen_toks"], max_new_tokens or settings["max_gen_toks"])
-            config["generation_kwargs"] = {**settings, "max_gen_toks": allowed + thinking_tokens}
+            drawn = {} if temperature is None else {"do_sample": temperature > 0, "temperature": temperature}
+            config["generation_kwargs"] = {**settings, **drawn, "max_gen_toks": allowed + thinking_tokens}
         try:
             task = _load_task(spec, config, data_dir)
         except _DataMissing as error:

@@ -1,0 +1,146 @@
+"""A run's outcomes sample by sample, as its scores stand on them, in one small file; asks no judge, opens no store.
+
+RUN/outcomes.json is written beside scores.json, and before it: whoever compares, gates or ranks runs reads these two.
+
+    {"schema": 1, "tasks": {NAME: {"ids": [...], "values": [1.0, 0.5, null...], "why": {ID: REASON},
+                                   "clusters": [...] | null, "categories": [...] | null}}}
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bfpo_bench.errors import StoreError
+from bfpo_bench.scoring import outcome_of
+from bfpo_bench.store import OUTCOMES, read_json, to_json, write_atomically
+from bfpo_bench.types import Output, Sample, TaskSpec, Verdict
+
+OUTCOMES_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """One task's, in the order in which it was asked; all sequences are as long as `ids`.
+
+    values      0 to 1, higher is better on the task's axis; None where the sample is unscored
+    why         of every sample without a value, by id
+    clusters    samples of one cluster are not independent; one that stands alone has its own id. None where all do
+    categories  None where the task has none
+    """
+
+    ids: Sequence[str]
+    values: Sequence[float | None]
+    why: Mapping[str, str]
+    clusters: Sequence[str] | None = None
+    categories: Sequence[str | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcomes:
+    """By task; one that could not be run is not here."""
+
+    tasks: Mapping[str, Outcomes]
+
+
+def run_outcomes(
+    specs: Sequence[TaskSpec],
+    samples: Sequence[Sample],
+    outputs: Mapping[str, Output],
+    verdicts: Sequence[Verdict],
+    *,
+    tasks: Mapping[str, Mapping[str, Any]],
+) -> RunOutcomes:
+    """The outcome of each sample by the judge that its task's score stands on; `tasks` is that of `scoring.score_run`.
+
+    `verdicts` are those that were scored, a panel's among them.
+    """
+    by_judge: dict[str, dict[str, Verdict]] = defaultdict(dict)
+    for verdict in verdicts:
+        by_judge[verdict.judge][verdict.sample_id] = verdict
+    by_task: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_task[sample.task].append(sample)
+    found = {}
+    for spec in specs:
+        if spec.name in tasks:
+            judge = tasks[spec.name]["judge"]
+            mine = None if judge is None else by_judge.get(judge, {})
+            found[spec.name] = _outcomes(spec, by_task[spec.name], outputs, mine)
+    return RunOutcomes(tasks=found)
+
+
+def _outcomes(
+    spec: TaskSpec,
+    samples: Sequence[Sample],
+    outputs: Mapping[str, Output],
+    verdicts: Mapping[str, Verdict] | None,
+) -> Outcomes:
+    results = {sample.id: outcome_of(spec, sample, outputs.get(sample.id), verdicts) for sample in samples}
+    return Outcomes(
+        ids=tuple(results),
+        values=tuple(None if isinstance(result, str) else float(result) for result in results.values()),
+        why={id_: result for id_, result in results.items() if isinstance(result, str)},
+        clusters=tuple(s.cluster or s.id for s in samples) if any(s.cluster for s in samples) else None,
+        categories=tuple(s.category for s in samples) if any(s.category for s in samples) else None,
+    )
+
+
+def write_outcomes(folder: Path, outcomes: RunOutcomes) -> None:
+    """Replace the run's file, or leave it as it was."""
+    write_atomically(folder / OUTCOMES, to_json({"schema": OUTCOMES_SCHEMA, **asdict(outcomes)}))
+
+
+def read_outcomes(folder: Path) -> RunOutcomes:
+    """What `write_outcomes` wrote; a StoreError that names the remedy where there is nothing, or nothing usable."""
+    path = folder / OUTCOMES
+    remedy = f"Score the run first: python -m bfpo_bench score {folder}"
+    if not path.is_file():
+        raise StoreError(f"Run {folder} has no {OUTCOMES}. {remedy}")
+    body = read_json(path)
+    if not isinstance(body, dict) or body.get("schema") != OUTCOMES_SCHEMA:
+        found = body.get("schema") if isinstance(body, dict) else None
+        raise StoreError(f"{path} has schema {found!r}; this version reads {OUTCOMES_SCHEMA}. {remedy}")
+    try:
+        return RunOutcomes(tasks={name: _checked(Outcomes(**task)) for name, task in body["tasks"].items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{path} is damaged ({error}). {remedy}") from None
+
+
+def _checked(task: Outcomes) -> Outcomes:
+    n = len(task.ids)
+    for part in (task.values, task.clusters, task.categories):
+        if part is not None and len(part) != n:
+            raise ValueError(f"{len(part)} entries for {n} samples")
+    if len(set(task.ids)) != n:
+        raise ValueError("a sample stands there twice")
+    if unknown := sorted(set(task.why) - set(task.ids)):
+        raise ValueError(f"a reason is of {unknown[0]}, which is no sample")
+    for id_, value in zip(task.ids, task.values, strict=True):
+        if (value is None) != (id_ in task.why):
+            raise ValueError(f"sample {id_} has {'neither a value nor' if value is None else 'a value and'} a reason")
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise ValueError(f"sample {id_} has the value {value}")
+    return task
+
+
+def of_other_scores(outcomes: RunOutcomes, tasks: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The first task whose outcomes are not those of its score, None where all agree; `tasks` is scores.json's.
+
+    The two files are written one after the other: a run that was copied, or cut off, between them has two truths.
+    """
+    for name, task in sorted(tasks.items()):
+        values = [value for value in outcomes.tasks[name].values if value is not None] if name in outcomes.tasks else []
+        score = task["score"]
+        if score is None:
+            same = not values
+        else:
+            mean = math.fsum(values) / max(1, len(values))
+            same = len(values) == score["n"] and math.isclose(mean, score["value"], abs_tol=1e-9)
+        if not same:
+            return name
+    return None
