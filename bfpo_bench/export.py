@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from bfpo_bench.errors import StoreError
 from bfpo_bench.store import RunStore
-from bfpo_bench.types import Output, Verdict
+from bfpo_bench.types import Output, Sample, Verdict
 
 
 def rows(store: RunStore) -> Iterator[dict[str, Any]]:
@@ -22,22 +22,27 @@ def rows(store: RunStore) -> Iterator[dict[str, Any]]:
         verdicts[verdict.sample_id].append(verdict)
     model = store.manifest["identity"]["model"]["name"]
     for sample in store.samples():
-        output = outputs.get(sample.id)
-        answer = {} if output is None else {k: v for k, v in asdict(output).items() if k != "sample_id"}
-        yield {
-            "model": model,
-            "sample_id": sample.id,
-            "task": sample.task,
-            "index": sample.index,
-            "category": sample.category,
-            "prompt": sample.prompt,
-            "previous": sample.previous,
-            "choices": [end for _, end in sample.choices] or None,
-            "reference": sample.reference,
-            **{field.name: None for field in fields(Output) if field.name != "sample_id"},
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in answer.items()},
-            "verdicts": [_verdict(one) for one in verdicts[sample.id]],
-        }
+        yield {"model": model, **sample_row(sample, outputs.get(sample.id), verdicts[sample.id])}
+
+
+def sample_row(sample: Sample, output: Output | None, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """A sample, its answer and what was said of it as one flat mapping."""
+    answer = {} if output is None else {k: v for k, v in asdict(output).items() if k != "sample_id"}
+    return {
+        "sample_id": sample.id,
+        "task": sample.task,
+        "index": sample.index,
+        "category": sample.category,
+        "prompt": sample.prompt,
+        "previous": sample.previous,
+        "repeat": sample.repeat,
+        "cluster": sample.cluster,
+        "choices": [end for _, end in sample.choices] or None,
+        "reference": sample.reference,
+        **{field.name: None for field in fields(Output) if field.name != "sample_id"},
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in answer.items()},
+        "verdicts": [_verdict(one) for one in verdicts],
+    }
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def export(store: RunStore, *, form: Literal["jsonl", "parquet"], out: Path) -> 
             from pyarrow import parquet
 
             # Arrow's texts are UTF-8, which has no half of a surrogate pair.
-            parquet.write_table(pa.Table.from_pylist(_without_surrogates(table)), scratch)
+            parquet.write_table(pa.Table.from_pylist(without_surrogates(table)), scratch)
         scratch.replace(out)
     except OSError as error:
         scratch.unlink(missing_ok=True)
@@ -69,9 +74,10 @@ def export(store: RunStore, *, form: Literal["jsonl", "parquet"], out: Path) -> 
     return len(table)
 
 
-def _without_surrogates(value: Any) -> Any:
+def without_surrogates(value: Any) -> Any:
+    """The value with `?` for each half of a surrogate pair in its texts, which no UTF-8 file can hold."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):
-        return {key: _without_surrogates(item) for key, item in value.items()}
-    return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
+        return {key: without_surrogates(item) for key, item in value.items()}
+    return [without_surrogates(item) for item in value] if isinstance(value, list | tuple) else value

@@ -37,7 +37,7 @@ def add_scores(folder: Path, *, scores: Mapping[str, Any], base_scores: Mapping[
     A run of the same suite, judge, profile and limit takes the earlier one's place.
     """
     manifest = _read(folder / MANIFEST)
-    mine = {**_kept(scores), "base": _kept(base_scores)["axes"]}
+    mine = {**kept_scores(scores), "base": kept_scores(base_scores)["axes"]}
     others = [one for one in manifest.get("scores", []) if _subject(one) != _subject(mine)]
     manifest["scores"] = sorted([*others, mine], key=lambda one: json.dumps(_subject(one)))
     _write(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n")
@@ -56,7 +56,7 @@ def model_card(manifest: Mapping[str, Any], *, name: str) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["preference-optimization", "safety", "bfpo-bench", manifest["method"]],
-        eval_results=_eval_results(manifest.get("scores", [])) or None,
+        eval_results=eval_results(manifest.get("scores", [])) or None,
     )
     parts = [
         f"# {_inert(name)}",
@@ -74,7 +74,8 @@ def model_card(manifest: Mapping[str, Any], *, name: str) -> str:
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def _kept(scores: Mapping[str, Any]) -> dict[str, Any]:
+def kept_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card tells of a run's scores.json."""
     parts = ("value", "low", "high", "level", "n", "n_unscored")
     axes = {
         axis: None if score is None else {part: score[part] for part in parts}
@@ -88,8 +89,8 @@ def _subject(kept: Mapping[str, Any]) -> list[Any]:
     return [kept[key] if kept[key] is not None else "" for key in ("suite", "judge", "profile", "limit")]
 
 
-def _eval_results(scores: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The hub's `model-index`; the interval stands in the metric's name, which a reader sees, and in its arguments."""
+def eval_results(scores: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The hub's `model-index` of `kept_scores`: a result an axis that has one."""
     from huggingface_hub import EvalResult
 
     return [
@@ -99,14 +100,24 @@ def _eval_results(scores: Sequence[Mapping[str, Any]]) -> list[Any]:
             dataset_type=f"bfpo_bench/{kept['suite']}",
             dataset_name=_title(kept),
             metric_type=axis,
-            metric_name=f"{AXES[axis]} ({100 * score['level']:g} % interval {_interval(score)}, n {score['n']})",
+            metric_name=with_interval(AXES[axis], score),
             metric_value=score["value"],
-            metric_args={key: score[key] for key in ("low", "high", "level", "n", "n_unscored")},
+            metric_args=metric_arguments(score),
         )
         for kept in scores
         for axis in AXES
         if (score := kept["axes"].get(axis)) is not None
     ]
+
+
+def with_interval(name: str, score: Mapping[str, Any]) -> str:
+    """A metric's name with the interval in it: of a result the hub shows name and value alone."""
+    return f"{name} ({100 * score['level']:g} % interval {_interval(score)}, n {score['n']})"
+
+
+def metric_arguments(score: Mapping[str, Any]) -> dict[str, Any]:
+    """The interval for programs."""
+    return {key: score[key] for key in ("low", "high", "level", "n", "n_unscored")}
 
 
 def _title(kept: Mapping[str, Any]) -> str:
