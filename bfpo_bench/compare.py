@@ -6,6 +6,7 @@ be told apart from what they were asked, or from who judged them, are refused wi
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bfpo_bench.errors import ConfigError, StoreError, did_you_mean
 from bfpo_bench.leaderboard.inert import visible
-from bfpo_bench.outcomes import Outcomes, RunOutcomes, of_other_scores, read_outcomes
+from bfpo_bench.outcomes import Outcomes, RunOutcomes, read_outcomes_of
 from bfpo_bench.paired import MacroDifference, PairedDifference, holm, macro_difference, paired_difference
 from bfpo_bench.store import DATABASE, MANIFEST, SCHEMA, SCORES, RunStore, read_json
 from bfpo_bench.tradeoff import Refusals, SafetyTax, TaskOutcomes, axis_draws, axis_points, refusals, safety_tax
@@ -202,7 +203,8 @@ def _names(places: Sequence[Path], models: Sequence[str]) -> list[str]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], RunOutcomes]:
-    if not (folder / MANIFEST).is_file():
+    # os.path, because Path.is_file raises for a folder that may not be entered.
+    if not os.path.isfile(folder / MANIFEST):
         raise StoreError(f"Not a run folder: {folder} has no {MANIFEST}. Give the folder that `run` printed.")
     again = f"python -m bfpo_bench score {folder}"
     if not (folder / SCORES).is_file():
@@ -216,10 +218,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], RunOutcomes]:
         raise StoreError(f"{folder / MANIFEST} is damaged: it has no identity. Run it again.")
     if not isinstance(scores.get("tasks"), dict):
         raise StoreError(f"{folder / SCORES} is damaged: it has no tasks. Score it again: {again}")
-    outcomes = read_outcomes(folder)
-    if (task := of_other_scores(outcomes, scores["tasks"])) is not None:
-        raise StoreError(f"Run {folder}: its outcomes of {task} are not those of its scores. Score it again: {again}")
-    return manifest, scores, outcomes
+    return manifest, scores, read_outcomes_of(folder, scores["tasks"])
 
 
 # -- what may be compared ----------------------------------------------------------------------------------------------
@@ -251,9 +250,9 @@ def comparable_tasks(
         return wanted
     shown = "; ".join(map(str, every[:_NAMED])) + (f"; and {len(every) - _NAMED} more" if len(every) > _NAMED else "")
     alike = [name for name, mismatches in found.items() if not mismatches]
-    remedies = [*_remedies({mismatch.field for mismatch in every})]
-    remedies += [f"restrict the comparison with --tasks {','.join(alike)}"] if alike and may_restrict else []
-    remedy = ", or ".join(remedies)
+    # All of what differs has to be mended; to leave the tasks out where something does is another way.
+    remedy = ", and ".join(_remedies({mismatch.field for mismatch in every}))
+    remedy += f", or restrict the comparison with --tasks {','.join(alike)}" if alike and may_restrict else ""
     raise ConfigError(f"Cannot compare {new.name} with {base.name}: {visible(shown)}. {remedy[0].upper()}{remedy[1:]}.")
 
 
@@ -540,8 +539,8 @@ def _texts(
     if not all((run.folder / DATABASE).is_file() for run in runs):
         return {}
     prompts: dict[str, str] = {}
-    said: dict[str, list[str]] = {id_: [] for id_ in ids}
-    for run in runs if answers else runs[:1]:
+    said = {id_: ["", ""] for id_ in ids}
+    for place, run in enumerate(runs if answers else runs[:1]):
         store = RunStore.read(run.folder)
         try:
             samples = [sample for sample in store.samples(task) if sample.id in ids]
@@ -550,7 +549,7 @@ def _texts(
             store.close()
         for sample in samples:
             prompts.setdefault(sample.id, excerpt(sample.prompt))
-            said[sample.id].append(_answer(sample, outputs.get(sample.id)))
+            said[sample.id][place] = _answer(sample, outputs.get(sample.id))
     return {
         id_: {"prompt": prompt, **({"answers": tuple(said[id_])} if answers else {})} for id_, prompt in prompts.items()
     }

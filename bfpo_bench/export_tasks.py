@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo_bench.errors import StoreError
-from bfpo_bench.outcomes import of_other_scores, read_outcomes
+from bfpo_bench.outcomes import read_outcomes_of
 from bfpo_bench.store import SCORES, RunStore, write_atomically
 from bfpo_bench.types import Output, Sample, Verdict
 
@@ -69,13 +69,7 @@ def scored_tasks(store: RunStore, scores: Mapping[str, Any]) -> list[ScoredTask]
         # A panel is no judge of the manifest's: it has the version that its members make.
         if versions.get(verdict.judge, verdict.judge_version) == verdict.judge_version:
             verdicts[verdict.sample_id].append(verdict)
-    found = read_outcomes(store.folder)
-    if (name := of_other_scores(found, scores["tasks"])) is not None:
-        raise StoreError(
-            f"The outcomes of {name!r} in {store.folder} are not those of its score. Run `python -m bfpo_bench score "
-            f"{store.folder}`."
-        )
-    known = found.tasks
+    known = read_outcomes_of(store.folder, scores["tasks"]).tasks
     values = {name: dict(zip(task.ids, task.values, strict=True)) for name, task in known.items()}
     samples: dict[str, list[ScoredSample]] = defaultdict(list)
     for sample in store.samples():

@@ -128,6 +128,17 @@ def _checked(task: Outcomes) -> Outcomes:
     return task
 
 
+def read_outcomes_of(folder: Path, tasks: Mapping[str, Mapping[str, Any]]) -> RunOutcomes:
+    """`read_outcomes`, and a StoreError where they are not those of the run's scores; `tasks` is scores.json's."""
+    outcomes = read_outcomes(folder)
+    if (task := of_other_scores(outcomes, tasks)) is not None:
+        raise StoreError(
+            f"Run {folder}: its outcomes of {task} are not those of its scores. Score it again: python -m bfpo_bench "
+            f"score {folder}"
+        )
+    return outcomes
+
+
 def of_other_scores(outcomes: RunOutcomes, tasks: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The first task whose outcomes are not those of its score, None where all agree; `tasks` is scores.json's.
 

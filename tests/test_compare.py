@@ -291,6 +291,14 @@ def test_settings_of_the_answers_are_compared_across_only_where_asked(tmp_path, 
     )
 
 
+def test_what_differs_in_two_ways_has_to_be_mended_in_both(tmp_path):
+    two(tmp_path, [safe([1]), useful([1])], [safe([1]), useful([1])], new_with={"judge_version": "2"})
+    edit(tmp_path / "beta", "manifest.json", lambda m: m["identity"].update(temperature=1))
+    runs = read_runs([tmp_path / "alpha", tmp_path / "beta"])
+    with pytest.raises(ConfigError, match=r"Judge both with one judge .*, and give --across temperature to compare"):
+        compare(runs)
+
+
 def test_a_choice_has_no_temperature(tmp_path):
     items = [Item(prompt="?", choices=(" a", " b"), logprobs=(-1.0, -2.0))]
     task = BuiltTask(name="choices", axis="capability", items=items)

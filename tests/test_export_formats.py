@@ -134,7 +134,7 @@ def test_outcomes_that_are_not_those_of_the_scores_are_refused(store, tmp_path, 
     told = json.loads((store.folder / "outcomes.json").read_text())
     told["tasks"]["choices"]["values"] = [1.0, 1.0]
     (store.folder / "outcomes.json").write_text(json.dumps(told))
-    with pytest.raises(StoreError, match=r"'choices'.* score "):
+    with pytest.raises(StoreError, match=r"outcomes of choices are .* score "):
         WRITERS[form](store, out=tmp_path / "out")
 
 
