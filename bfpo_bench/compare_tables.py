@@ -43,7 +43,8 @@ def markdown(report: Report) -> str:
         found += [_markdown_row([cell.strip() for cell in row]) for row in _rows(comparison)]
         found += ["", *(f"- {markdown_text(line)}" for line in _told(comparison, report.refusals, base))]
         for name, task in comparison.tasks.items():
-            found += [f"- {markdown_text(line)}" for line in _flips(name, task)]
+            # A sample's line is one level below its task's.
+            found += [f"{'  ' * line.startswith('  ')}- {markdown_text(line.strip())}" for line in _flips(name, task)]
         found.append("")
     found += [f"- note: {markdown_text(note)}" for note in report.notes]
     found += ["", *(markdown_text(line) for line in LEGEND)]

@@ -496,6 +496,7 @@ def test_the_markdown_form_has_a_table_a_comparison(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("## beta (new) against alpha (base)\n\n|  | base | new |")
     assert re.search(r"^\| safe \| 50\.0 \| 100\.0 \| \+50\.0 \|", out, re.M)
+    assert re.search(r"^- flipped in safe: 1 better, 0 worse\n  - better ", out, re.M)
 
 
 @pytest.mark.parametrize(
