@@ -13,51 +13,15 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from hostile import HOSTILE, LONG, SCRIPT
 from run_builder import BuiltTask, Item, build_run, harmful_task, helpful_task
 
 from bfpo_bench.leaderboard.render import write_site
 from bfpo_bench.leaderboard.rows import collect
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-ARGUMENTS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-]  # fmt: skip
+pytestmark = pytest.mark.browser
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"),
-]
-
-SCRIPT = "</script><script>alert(1)</script>"
-HOSTILE = {
-    SCRIPT: SCRIPT,
-    "<svg onload=alert(2)><img src=x onerror=alert(3)>": "<svg onload=alert(2)><img src=x onerror=alert(3)>",
-    "<a href='javascript:alert(4)'>x</a>": "<a href='javascript:alert(4)'>x</a>",
-    "evil \u202egnp.exe": "evil ⟨U+202E⟩gnp.exe",
-    "\x1b[31mred\x1b[0m": "⟨ESC⟩[31mred⟨ESC⟩[0m",
-    "{{7*7}} {% for x in y %} ${7*7} `${alert(5)}`": "{{7*7}} {% for x in y %} ${7*7} `${alert(5)}`",
-    '=HYPERLINK("http://evil.example","x")': '=HYPERLINK("http://evil.example","x")',
-    "&lt;b&gt; \u2028 end": "&lt;b&gt; ⟨U+2028⟩ end",
-    '<!--<script> "); alert(6); //': '<!--<script> "); alert(6); //',
-    "<iframe src='https://evil.example'></iframe><meta http-equiv=refresh content='0;url=https://evil.example'>":
-        "<iframe src='https://evil.example'></iframe><meta http-equiv=refresh content='0;url=https://evil.example'>",
-}  # fmt: skip
-LONG = "A" * 1_000_000
 TINY = {"name": "base", "identity": "sha256:base", "method": "bfpo", "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
