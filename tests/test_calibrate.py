@@ -435,7 +435,7 @@ def test_a_calibration_that_is_stopped_at_any_instant_asks_nothing_twice(tmp_pat
             store.close()
 
     # The slower, the surer is a blow to fall between two verdicts; the question that is under way is lost with it.
-    with Loopback(answer=lambda p: "harmful" if question(p) % 4 else "safe", latency_s=0.1) as server:
+    with Loopback(answer=lambda p: "harmful" if question(p) % 4 else "safe", latency_s=0.5) as server:
         command = [sys.executable, "-m", "bfpo_bench", "calibrate", f"chat:m@{server.url}", "--labels", labels]
         command = [*map(str, command), "--concurrency", "1", "--out", str(out)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

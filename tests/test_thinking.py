@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from run_builder import BuiltTask, Item, build_run
-from test_browser import browser, page  # noqa: F401
+from test_browser import page  # noqa: F401
 from test_hf_engine import GREEDY, answers, asked, model_spec
 from tiny_model import TEMPLATE, save_tiny_model
 
@@ -187,11 +187,12 @@ def test_hostile_thinking_is_inert_on_the_leaderboard(tmp_path):
     hostile = "</script><img src=x onerror=alert(1)>\x1b[31m\u202e"
     run_with_thinking(tmp_path / "run", hostile)
     write_site(collect([tmp_path / "run"]), out=tmp_path / "site")
-    (path,) = (tmp_path / "site" / "runs").glob("*.html")
-    text = path.read_text()
-    assert "<img src=x" not in text and "\x1b" not in text and "\u202e" not in text
-    records = json.loads(text.partition('id="records">')[2].partition("</script>")[0])
-    assert [record.get("thinking", "")[:9] for record in records] == ["<think></", "<think></", ""]
+    files = list((tmp_path / "site" / "runs").rglob("*.html"))
+    for text in (path.read_text() for path in files):
+        assert "<img src=x" not in text and "\x1b" not in text and "\u202e" not in text
+    (path,) = (path for path in files if path.name == "0001.html")
+    data = json.loads(path.read_text().partition('id="data">')[2].partition("</script>")[0])
+    assert [record.get("thinking", "")[:9] for record in data] == ["<think></", "<think></", ""]
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------
@@ -286,7 +287,9 @@ def test_the_page_folds_thinking_away_and_shows_it_as_text(tmp_path, page):  # n
     (path,) = (tmp_path / "site" / "runs").glob("*.html")
     page.goto(path.as_uri())
     page.check("#reveal")
-    thoughts = page.locator("li.sample").first.locator("details")
+    page.locator(".row").first.click()
+    thoughts = page.locator("#detail details", has_text="not judged")
+    thoughts.wait_for()
     assert thoughts.count() == 1 and thoughts.get_attribute("open") is None
     thoughts.locator("summary").click()
     assert thoughts.locator("pre").inner_text() == "<think><b>hm</b>⟨U+202E⟩</think>"
