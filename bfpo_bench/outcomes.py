@@ -145,13 +145,13 @@ def of_other_scores(outcomes: RunOutcomes, tasks: Mapping[str, Mapping[str, Any]
     The two files are written one after the other: a run that was copied, or cut off, between them has two truths.
     """
     for name, task in sorted(tasks.items()):
-        values = [value for value in outcomes.tasks[name].values if value is not None] if name in outcomes.tasks else []
-        score = task["score"]
-        if score is None:
-            same = not values
-        else:
-            mean = math.fsum(values) / max(1, len(values))
-            same = len(values) == score["n"] and math.isclose(mean, score["value"], abs_tol=1e-9)
-        if not same:
+        score = task["score"] or {"n": 0, "value": 0.0}
+        if not is_of_score(outcomes.tasks.get(name), n=score["n"], value=score["value"]):
             return name
     return None
+
+
+def is_of_score(task: Outcomes | None, *, n: int, value: float) -> bool:
+    """Whether a task has n outcomes whose mean is its score's value; without a score n is 0."""
+    values = [one for one in task.values if one is not None] if task is not None else []
+    return len(values) == n and (n == 0 or math.isclose(math.fsum(values) / n, value, abs_tol=1e-9))

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from bfpo_bench.stats import cluster_sums, weighted_sums
+from bfpo_bench.stats import check_level, cluster_sums, weighted_sums
 
 # numpy and scipy are imported inside the functions: --help must not pay for them.
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ def sign_flip(sums: Floats, *, n_resamples: int = 10_000, seed: int = 0) -> floa
 def _differences(
     a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable] | None, level: float
 ) -> list[float]:
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
+    check_level(level)
     if len(a) != len(b) or (clusters is not None and len(clusters) != len(a)):
         names = "" if clusters is None else f", {len(clusters)} clusters' names"
         raise ValueError(f"samples do not pair up: {len(a)} of A, {len(b)} of B{names}")

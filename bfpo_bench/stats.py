@@ -47,7 +47,7 @@ def clopper_pearson(
 def _binomial(
     passed: Sequence[bool], scipy_name: str, method: str, *, level: float, counts: dict[str, int]
 ) -> Score | None:
-    _check_level(level)
+    check_level(level)
     if not passed:
         return None
     from scipy.stats import binomtest
@@ -125,7 +125,7 @@ def clustered_interval(
     """
     import numpy as np
 
-    _check_level(level)
+    check_level(level)
     if len(values) != len(clusters):
         raise ValueError(f"{len(values)} values have {len(clusters)} clusters' names")
     sums = cluster_sums(values, clusters)
@@ -281,6 +281,7 @@ def smoothed(sums: Floats, weights: Floats, *, size: float, seed: int | Sequence
     return means
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """ValueError for a level of confidence that is none."""
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie in (0, 1), got {level}")

@@ -5,7 +5,6 @@ Only ranked runs stand in it: a partial run, or a control, moves no other run's 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -120,7 +119,7 @@ def standings(rows: Sequence[LeaderboardRow], *, seed: int = 0) -> Standings:
 
 def _outcomes(row: LeaderboardRow) -> RunOutcomes:
     """Raises StoreError where there are none, or where they are of other scores than the row's."""
-    from bfpo_bench.outcomes import read_outcomes
+    from bfpo_bench.outcomes import is_of_score, read_outcomes
 
     found = read_outcomes(row.folder)
     for name, task in row.tasks.items():
@@ -128,10 +127,7 @@ def _outcomes(row: LeaderboardRow) -> RunOutcomes:
             continue
         if task.score is None:
             raise StoreError(f"its task {name} has no score")
-        values = [value for value in found.tasks[name].values if value is not None] if name in found.tasks else []
-        if len(values) != task.score.n or not math.isclose(
-            math.fsum(values) / len(values), task.score.value, abs_tol=1e-9
-        ):
+        if not is_of_score(found.tasks.get(name), n=task.score.n, value=task.score.value):
             raise StoreError(f"its outcomes of {name} are not those of its scores: score it again")
     return found
 
