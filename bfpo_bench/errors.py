@@ -30,6 +30,10 @@ class EngineError(BenchError):
     """The model under test cannot be found, loaded or run."""
 
 
+class EngineDied(EngineError):
+    """The process of an engine or judge ended, or failed on its way: one started anew may go on."""
+
+
 class TrainingError(BenchError):
     """Training cannot begin, or stopped on its own: the weights before it are kept."""
 

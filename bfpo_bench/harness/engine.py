@@ -97,6 +97,15 @@ def engine_settings(spec: ModelSpec) -> dict[str, Any]:
     return {key: typed(value) for key, value in spec.engine_args.items() if key != THINKING_SWITCH}
 
 
+def parallel_size(spec: ModelSpec) -> int:
+    """GPUs that one engine takes: its tensor-parallel groups, one behind the other."""
+    settings = engine_settings(spec)
+    sizes = [settings.get(key, 1) for key in ("tensor_parallel_size", "pipeline_parallel_size")]
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise ConfigError(f"--engine-args: parallel sizes are whole numbers from 1, got {sizes[0]!r} and {sizes[1]!r}.")
+    return int(sizes[0] * sizes[1])
+
+
 def typed(value: str) -> Any:
     """An engine argument as Python: `true`, `2`, `0.9`, `none`, else the text."""
     words: Mapping[str, Any] = {"true": True, "false": False, "none": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ def lora_settings(adapter: str) -> dict[str, Any]:
     if modules and _HEAD not in modules:
         # Else vLLM wraps the head as well, and log-probabilities of a prompt go through that with a wrong mapping of
         # tokens to adapters: on a CPU it dies of it (vLLM's issue 29955).
+        settings["lora_target_modules"] = sorted(modules)
+    return settings
+
+
+def shared_lora_settings(adapters: Sequence[str]) -> dict[str, Any]:
+    """Arguments for lm-eval's VLLM class that let requests name any of these adapters of one base model."""
+    settings: dict[str, Any] = {
+        "enable_lora": True,
+        # All of them on the device at once, so that their requests share a batch.
+        "max_loras": len(adapters),
+        "max_lora_rank": max(map(lora_rank, adapters)),
+    }
+    modules = set().union(*map(lora_modules, adapters))
+    if modules and _HEAD not in modules:
         settings["lora_target_modules"] = sorted(modules)
     return settings
 

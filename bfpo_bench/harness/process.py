@@ -16,11 +16,13 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from bfpo_bench.errors import BenchError, EngineError
+from bfpo_bench.errors import BenchError, EngineDied, EngineError
 from bfpo_bench.harness.engine import open_engine
 from bfpo_bench.types import ModelSpec, Output, Sample
 
@@ -28,7 +30,11 @@ _CLOSE_S = 20.0
 
 
 class Hosted(Protocol):
-    """What can live in the process: loaded once, then asked with keyword arguments, answering in parts."""
+    """What can live in the process: loaded once, then asked with keyword arguments, answering in parts.
+
+    One with a true attribute `overlaps` is given `more` besides, which has the next request's arguments, or None where
+    none has come yet: it may take those in while it still answers.
+    """
 
     @property
     def info(self) -> Mapping[str, Any]: ...
@@ -85,6 +91,13 @@ class ProcessGroup:
         self.close()
 
 
+@dataclass(frozen=True)
+class Idle:
+    """The hosted object has answered all of the first `taken` requests."""
+
+    taken: int
+
+
 class HostProcess:
     """The driver's end. Use it as a context manager; `close` is idempotent.
 
@@ -112,7 +125,9 @@ class HostProcess:
         self._connection = Connection(ours.detach())
         try:
             self._connection.send((opener, spec, name))
-            self._info: Mapping[str, Any] = self._receive("ready")
+            _, (info, overlaps) = self._receive("ready")
+            self._info: Mapping[str, Any] = info
+            self._overlaps: bool = overlaps
         except BaseException:
             self.close(patience_s=0.5)
             raise
@@ -121,17 +136,30 @@ class HostProcess:
     def info(self) -> Mapping[str, Any]:
         return self._info
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether a request is taken in while earlier ones are being answered."""
+        return self._overlaps
+
     def ask(self, **request: Any) -> Iterator[Any]:
         """What the hosted object's `answer` yields for these arguments, as it comes."""
+        self.submit(**request)
+        yield from takewhile(lambda part: not isinstance(part, Idle), self.parts())
+
+    def submit(self, **request: Any) -> None:
+        """Send a request and do not wait; what it yields is among `parts`."""
         self._send(request)
-        while (part := self._receive("part")) is not None:
-            yield part
+
+    def parts(self) -> Iterator[Any]:
+        """What all requests yield, as it comes and without end; Idle each time nothing is left to answer."""
+        while True:
+            yield self._receive("part", "idle")[1]
 
     def close(self, *, patience_s: float = _CLOSE_S) -> None:
         """Ask the worker to end, then kill whatever of its group is left; the memory is back on return."""
         if self._group.closed:
             return
-        self._connection.close()
+        self._hang_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._worker.wait(patience_s)
         self._group.close()
@@ -143,23 +171,32 @@ class HostProcess:
         # After an error or Ctrl-C the worker may be in the middle of a batch that nobody waits for.
         self.close(patience_s=_CLOSE_S if kind is None else 0.5)
 
+    def _hang_up(self) -> None:
+        # While another thread waits for parts, closing alone would neither wake it nor tell the worker.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
     def _send(self, message: Any) -> None:
         try:
             self._connection.send(message)
         except OSError:
             raise self._died() from None
 
-    def _receive(self, kind: str) -> Any:
+    def _receive(self, *kinds: str) -> tuple[str, Any]:
         try:
             got, value = self._connection.recv()
         except (EOFError, OSError):
             raise self._died() from None
         if got == "error":
             raise EngineError(f"{value} (log: {self._log})")
-        assert got == kind, got
-        return value
+        if got == "failed":
+            raise EngineDied(f"{value} (log: {self._log})")
+        assert got in kinds, got
+        # The class as the worker has it is that of a module of another name: its main one.
+        return got, Idle(value) if got == "idle" else value
 
-    def _died(self) -> EngineError:
+    def _died(self) -> EngineDied:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._worker.wait(5)
         code = self._worker.returncode
@@ -168,7 +205,7 @@ class HostProcess:
         if shutil.disk_usage(self._log.parent).free < 2**20:
             # The worker dies of its own log first.
             hint = " (the disk is full)"
-        return EngineError(f"The engine {how}{hint}; what was committed is safe, run again to resume. Log: {self._log}")
+        return EngineDied(f"The engine {how}{hint}; what was committed is safe, run again to resume. Log: {self._log}")
 
 
 class EngineProcess(HostProcess):
@@ -194,34 +231,52 @@ def engine_environment() -> dict[str, str]:
     return environment
 
 
+class _HungUp(Exception):
+    """The driver has closed its end."""
+
+
 def _work(connection: Connection) -> None:
     """The worker's end: what to open, then requests until the driver hangs up."""
     opener, spec, name = connection.recv()
     try:
         hosted: Hosted = opener(spec)
-        connection.send(("ready", dict(hosted.info)))
+        overlaps = bool(getattr(hosted, "overlaps", False))
+        connection.send(("ready", (dict(hosted.info), overlaps)))
     except Exception as error:  # any library below may fail to load a checkpoint in its own way
-        _report(connection, f"Cannot load {name}", error)
+        _report(connection, "error", f"Cannot load {name}", error)
         return
+    taken = 0
+
+    def following() -> dict[str, Any]:
+        nonlocal taken
+        try:
+            request: dict[str, Any] = connection.recv()
+        except EOFError:
+            raise _HungUp from None
+        taken += 1
+        return request
+
+    def more() -> dict[str, Any] | None:
+        return following() if connection.poll() else None
+
     while True:
         try:
-            request = connection.recv()
-        except EOFError:
+            for part in hosted.answer(**following(), **({"more": more} if overlaps else {})):
+                connection.send(("part", part))
+            connection.send(("idle", taken))
+        except _HungUp:
             hosted.close()
             return
-        try:
-            for part in hosted.answer(**request):
-                connection.send(("part", part))
-            connection.send(("part", None))
         except Exception as error:
-            _report(connection, f"Failed while running {name}", error)
+            kind = "error" if isinstance(error, BenchError) else "failed"
+            _report(connection, kind, f"Failed while running {name}", error)
 
 
-def _report(connection: Connection, what: str, error: BaseException) -> None:
+def _report(connection: Connection, kind: str, what: str, error: BaseException) -> None:
     traceback.print_exc()
     text = str(error) if isinstance(error, BenchError) else f"{what}: {type(error).__name__}: {error}"
     line = " ".join(text.split())
-    connection.send(("error", line if len(line) <= 400 else line[:397] + "..."))
+    connection.send((kind, line if len(line) <= 400 else line[:397] + "..."))
 
 
 if __name__ == "__main__":

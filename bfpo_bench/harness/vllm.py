@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.models.vllm_causallms import VLLM
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
 
 from bfpo_bench.harness.engine import (
     HAND_OVER_S,
@@ -21,21 +24,26 @@ from bfpo_bench.harness.engine import (
     sample_seed,
     within,
 )
-from bfpo_bench.harness.lora import check_choices, lora_settings
+from bfpo_bench.harness.lora import check_choices, lora_settings, shared_lora_settings
 from bfpo_bench.harness.rendering import Renderer, decoded, thinking_tokens
 from bfpo_bench.harness.vllm_choice import Chooser, send
 from bfpo_bench.thinking import opened_thinking
 from bfpo_bench.types import ModelSpec, Output, Sample
 
-_Request = tuple[Sample, str, list[int]]
+_Prompt = tuple[Sample, str, list[int]]
 
 
-def load_vllm(spec: ModelSpec) -> Any:
-    """lm-eval's VLLM with the weights loaded, the settings that suit this machine under those of the spec."""
+def load_vllm(spec: ModelSpec, *, adapters: Sequence[str] = ()) -> Any:
+    """lm-eval's VLLM with the weights loaded, the settings that suit this machine under those of the spec.
+
+    `adapters` are those that requests will name; an adapter of the spec itself answers all.
+    """
     settings = engine_settings(spec)
+    known = {field.name for field in dataclasses.fields(EngineArgs)} | {"lora_local_path"}
     if spec.adapter is not None:
-        known = {field.name for field in dataclasses.fields(EngineArgs)} | {"lora_local_path"}
         settings |= {key: value for key, value in lora_settings(spec.adapter).items() if key in known}
+    elif adapters:
+        settings |= {key: value for key, value in shared_lora_settings(adapters).items() if key in known}
     if not torch.cuda.is_available():
         # Compiling takes longer than a small model's whole run on a CPU.
         settings.setdefault("enforce_eager", True)
@@ -63,12 +71,32 @@ def vllm_info(lm: Any) -> dict[str, Any]:
     }
 
 
-class VLLMEngine:
-    """vLLM's offline engine through lm-eval's VLLM class, with continuous batching across the whole run."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Samples to answer, but for those that are answered; by which adapter, where the engine holds several."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    samples: Sequence[Sample]
+    answered: Collection[str] = ()
+    adapter: str | None = None
+
+    @property
+    def waiting(self) -> list[Sample]:
+        return [sample for sample in self.samples if sample.id not in self.answered]
+
+
+class VLLMEngine:
+    """vLLM's offline engine through lm-eval's VLLM class, with continuous batching across the whole run.
+
+    `adapters`: folders of LoRA adapters that share the base model's weights; each request names one.
+    """
+
+    # A request that comes while others are answered joins their batch.
+    overlaps = True
+
+    def __init__(self, spec: ModelSpec, *, adapters: Sequence[str] = ()) -> None:
         self._spec = spec
-        self._lm = load_vllm(spec)
+        self._adapters = tuple(adapters)
+        self._lm = load_vllm(spec, adapters=adapters)
         self._renderer = Renderer(spec, self._lm.tokenizer)
         self._thinking_tokens = thinking_tokens(self._lm.tokenizer)
         self._stop_ids = end_of_turn_ids(self._lm.tokenizer)
@@ -90,30 +118,52 @@ class VLLMEngine:
         self._lm.model.llm_engine.engine_core.shutdown()
         del self._lm
 
-    def answer(self, samples: Sequence[Sample], *, answered: Collection[str] = ()) -> Iterator[list[Output]]:
-        waiting = [s for s in samples if s.id not in answered]
-        if self._spec.adapter is not None and any(s.choices for s in waiting):
-            check_choices(self._spec.adapter)
-        yield from self._generate([s for s in waiting if not s.choices])
-        yield from self._chooser.answer([self._renderer.with_choices(s) for s in waiting if s.choices])
+    def answer(
+        self,
+        samples: Sequence[Sample],
+        *,
+        answered: Collection[str] = (),
+        adapter: str | None = None,
+        more: Callable[[], Mapping[str, Any] | None] = lambda: None,
+    ) -> Iterator[list[Output]]:
+        """Outputs as they come; `more` is asked between steps for the arguments of another request to take in."""
+        requests = [Request(samples=samples, answered=answered, adapter=adapter)]
+        yield from self._generate(requests, more)
+        for request in requests:
+            choosing = [self._renderer.with_choices(s) for s in request.waiting if s.choices]
+            if choosing and (changed := request.adapter or self._spec.adapter) is not None:
+                check_choices(changed)
+            yield from self._chooser.answer(choosing, lora=self._lora(request.adapter))
+
+    def _lora(self, adapter: str | None) -> Any:
+        """vLLM's request for one of several adapters; numbered from 1 in the order in which they were named."""
+        if adapter is None:
+            return None
+        return LoRARequest(Path(adapter).name, 1 + self._adapters.index(adapter), adapter)
 
     # -- generation ------------------------------------------------------------------------------------------------
 
-    def _generate(self, samples: Sequence[Sample]) -> Iterator[list[Output]]:
-        queue, ready = self._encode(samples)
-        asked = self._enqueue(queue)
+    def _generate(
+        self, requests: list[Request], more: Callable[[], Mapping[str, Any] | None]
+    ) -> Iterator[list[Output]]:
+        """Texts for the first of the requests, and for what comes meanwhile, which is added to them."""
+        asked: dict[str, tuple[Sample, str]] = {}
+        ready = self._enqueue(requests[0], asked)
         engine, last = self._lm.model.llm_engine, time.monotonic()
         while engine.has_unfinished_requests():
             for result in engine.step():
                 if result.finished:
                     ready.append(self._output(*asked.pop(result.request_id), result))
+            while (following := more()) is not None:
+                requests.append(Request(**following))
+                ready += self._enqueue(requests[-1], asked)
             if ready and time.monotonic() - last >= HAND_OVER_S:
                 yield ready
                 ready, last = [], time.monotonic()
         if ready:
             yield ready
 
-    def _encode(self, samples: Sequence[Sample]) -> tuple[list[_Request], list[Output]]:
+    def _encode(self, samples: Sequence[Sample]) -> tuple[list[_Prompt], list[Output]]:
         """What is to be asked, and the outputs of the samples whose prompts do not fit."""
         prompts = [self._renderer.prompt(s) for s in samples]
         ids = [s.id for s in samples]
@@ -122,11 +172,14 @@ class VLLMEngine:
         fitting, refused = within(self._lm.max_length, samples, lengths)
         return [requests[sample.id] for sample in fitting], refused
 
-    def _enqueue(self, queue: Sequence[_Request]) -> dict[str, tuple[Sample, str]]:
-        if not queue:
-            return {}
-        ids = send(self._lm, [tokens for _, _, tokens in queue], [self._sampling(sample) for sample, _, _ in queue])
-        return {id_: (sample, prompt) for id_, (sample, prompt, _) in zip(ids, queue, strict=True)}
+    def _enqueue(self, request: Request, asked: dict[str, tuple[Sample, str]]) -> list[Output]:
+        """Ask for the texts of a request; the outputs of its samples whose prompts do not fit."""
+        queue, refused = self._encode([sample for sample in request.waiting if not sample.choices])
+        if queue:
+            prompts, sampling = [tokens for *_, tokens in queue], [self._sampling(sample) for sample, *_ in queue]
+            ids = send(self._lm, prompts, sampling, lora=self._lora(request.adapter))
+            asked.update((id_, (sample, prompt)) for id_, (sample, prompt, _) in zip(ids, queue, strict=True))
+        return refused
 
     def _sampling(self, sample: Sample) -> SamplingParams:
         settings, until, limit = self._lm.modify_gen_kwargs(dict(sample.generation))

@@ -39,6 +39,7 @@ class Chooser:
 
     def __init__(self, lm: Any) -> None:
         self._lm = lm
+        self._lora: Any = None
         cache = lm.model.llm_engine.vllm_config.cache_config
         able = all(hasattr(SamplingParams, name) for name in _FIELDS)
         self._limits = Limits(
@@ -54,8 +55,12 @@ class Chooser:
         blocks = "no prefix cache" if self._limits.block is None else f"prefix cache in blocks of {self._limits.block}"
         return f"named tokens behind the shared context, or lm-eval's prompt_logprobs where cheaper; {blocks}"
 
-    def answer(self, samples: Sequence[Sample]) -> Iterator[list[Output]]:
-        """Outputs in the order in which the documents complete, handed over about once a second."""
+    def answer(self, samples: Sequence[Sample], *, lora: Any = None) -> Iterator[list[Output]]:
+        """Outputs in the order in which the documents complete, handed over about once a second.
+
+        `lora`: vLLM's request for the adapter that is to answer, where several are loaded.
+        """
+        self._lora = lora
         engine = self._lm.model.llm_engine
         documents, asked = self._documents(samples), dict[str, tuple[_Document, Question]]()
         ready: list[Output] = []
@@ -104,7 +109,7 @@ class Chooser:
         if questions:
             if document.rounds == _ROUNDS:
                 raise EngineError(f"vLLM left out log-probabilities of a sample of task {document.sample.task!r}")
-            ids = send(self._lm, [q.prompt for q in questions], [_sampling(q) for q in questions])
+            ids = send(self._lm, [q.prompt for q in questions], [_sampling(q) for q in questions], lora=self._lora)
             asked.update((id_, (document, question)) for id_, question in zip(ids, questions, strict=True))
             document.waiting, document.rounds = len(questions), document.rounds + 1
             return []
@@ -113,12 +118,17 @@ class Chooser:
         return [choice_output(document.sample, [pair[0] for pair in pairs], [pair[1] for pair in pairs])]
 
 
-def send(lm: Any, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]) -> list[str]:
-    """Put requests into the engine's queue; the ids that their results will carry."""
+def send(
+    lm: Any, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams], *, lora: Any = None
+) -> list[str]:
+    """Put requests into the engine's queue; the ids that their results will carry.
+
+    `lora`: vLLM's request for an adapter; where it is None, the one that the model was loaded with answers, if any.
+    """
     ids = lm.model.enqueue(
         [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
         list(sampling),
-        lora_request=lm.lora_request,
+        lora_request=lora or lm.lora_request,
         use_tqdm=False,
     )
     # `enqueue` returns the engine's own ids ("15-1f0c9a2e"), a result carries the part before the dash.
