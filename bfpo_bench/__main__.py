@@ -29,6 +29,8 @@ BFPO_JUDGE_BASE_URL is the address of API judges that are named without one.
 """
 _INCLUDE = "further folders with task YAMLs; repeatable"
 _JUDGE = "keyword, chat:MODEL[@URL], or one of `judges list`; repeatable, scores stand on the first that can tell"
+_WORKERS = "engines at a time, as Ray actors (needs bfpo-bench[ray])"
+_RAY_ADDRESS = "the Ray cluster to run on (default: this machine's, or our own)"
 _JUDGE_ENGINE = "of judges with weights of their own; auto: vllm where installed with a GPU, else hf"
 _JUDGE_ARGS = "passed to their engine, e.g. dtype=float32"
 _PANEL = "scores stand on all judges' majority: min=N,tie=pass|fail|unscored"
@@ -111,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_leaderboard(verbs)
     _add_train(verbs)
     _add_sweep(verbs)
+    _add_matrix(verbs)
     _add_data(verbs)
     _add_tasks(verbs)
     _add_judges(verbs)
@@ -173,7 +176,25 @@ def _add_run(verbs: Any) -> None:
         help="auto: for generation where the model has one, never for choices; on: for both; off: for none",
     )
     flag("--system-prompt", metavar="TEXT", help="put before every prompt; @FILE reads it from a file")
-    flag("--adapter", metavar="PATH", help="a LoRA adapter on top of the model: a folder, or a hub id with @revision")
+    flag(
+        "--adapter",
+        action="append",
+        metavar="PATH",
+        help="a LoRA adapter on top of the model: a folder, or a hub id with @revision; with --workers repeatable: a "
+        "run each (in --out), on engines that hold the model once",
+    )
+    flag("--workers", type=int, metavar="N", help="engines at a time, as Ray actors (needs bfpo-bench[ray])")
+    flag(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="a Ray cluster to run them on (default: this machine's, or one of our own)",
+    )
+    flag(
+        "--gpus-per-worker",
+        type=float,
+        metavar="G",
+        help="of each engine (default: tensor_parallel_size x pipeline_parallel_size of --engine-args)",
+    )
     verb.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the keys above; flags win")
     mode = verb.add_mutually_exclusive_group()
     mode.add_argument(
@@ -196,25 +217,52 @@ def _suppressing(verb: argparse.ArgumentParser) -> Callable[..., argparse.Action
 def _run(arguments: argparse.Namespace) -> int:
     from bfpo_bench.config import run_spec
     from bfpo_bench.console import print_scores, say, show
-    from bfpo_bench.run import describe, make_plan, model_of, plan_samples, run
+    from bfpo_bench.run import describe, make_plan, model_of, run
     from bfpo_bench.sources import EMBEDDED
 
-    own = ("call", "config", "mode", "dry_run")
+    own = ("call", "config", "mode", "dry_run", "adapter")
     flags = {key: value for key, value in vars(arguments).items() if key not in own}
-    spec = run_spec(flags, arguments.config)
+    adapters = list(dict.fromkeys(getattr(arguments, "adapter", [])))
+    if len(adapters) > 1:
+        return _run_adapters(flags, adapters, arguments)
+    spec = run_spec(flags | ({"adapter": adapters[0]} if adapters else {}), arguments.config)
     spec = replace(spec, data_dir=_mirror_or_default(spec.data_dir))
     say(f"{spec.model} on {spec.suite or ', '.join(spec.tasks)} -> {spec.folder}")
     if arguments.dry_run:
         plan = make_plan(spec)
         if spec.model not in EMBEDDED:  # which is fetched and converted on first use: more than a dry run may do
             model_of(spec)
-        samples, missing = plan_samples(plan)
+        costs = describe(plan)
         chosen = {key: value for key, value in vars(spec).items() if value not in (None, (), False)}
         settings = (f"{k}: {', '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in chosen.items())
-        for line in (*settings, f"run: {spec.folder}", "", *describe(plan, samples, missing)):
+        for line in (*settings, f"run: {spec.folder}", "", *costs):
             show(line)
         return OK
     return _finish(run(spec, mode=arguments.mode), spec.folder, print_scores)
+
+
+def _run_adapters(flags: dict[str, Any], adapters: Sequence[str], arguments: argparse.Namespace) -> int:
+    """A run for each adapter; `--out` is the folder that holds them."""
+    from bfpo_bench.config import run_spec
+    from bfpo_bench.console import print_scores, say
+    from bfpo_bench.errors import ConfigError
+    from bfpo_bench.run import run_adapters
+
+    if arguments.dry_run:
+        raise ConfigError(f"--dry-run is of one run, and {len(adapters)} adapters are named. Name one.")
+    specs = []
+    for adapter in adapters:
+        spec = run_spec(flags | {"adapter": adapter}, arguments.config)
+        name = replace(spec, out=None).folder
+        out = name if spec.out is None else spec.out / name.name
+        specs.append(replace(spec, data_dir=_mirror_or_default(spec.data_dir), out=out))
+        say(f"{spec.model} + {adapter} on {spec.suite or ', '.join(spec.tasks)} -> {out}")
+    if len({spec.folder for spec in specs}) < len(specs):
+        raise ConfigError(
+            f"--adapter {' '.join(adapters)}: two have the same name, and so the same folder. Rename one."
+        )
+    results = run_adapters(specs, mode=arguments.mode)
+    return max([_finish(scores, spec.folder, print_scores) for scores, spec in zip(results, specs, strict=True)])
 
 
 def _finish(scores: dict[str, Any], folder: Path, print_scores: Callable[[dict[str, Any]], None]) -> int:
@@ -242,6 +290,8 @@ def _add_judge(verbs: Any) -> None:
     )
     verb.add_argument("--all", action="store_true", help="with --self-test: every attack round every answer")
     verb.add_argument("--limit", type=int, metavar="N", help="with --self-test: only N attacks, of all families")
+    verb.add_argument("--workers", type=int, metavar="N", help=_WORKERS)
+    verb.add_argument("--ray-address", metavar="HOST:PORT", help=_RAY_ADDRESS)
     _add_judge_flags(verb)
 
 
@@ -256,17 +306,22 @@ def _judge(arguments: argparse.Namespace) -> int:
         raise ConfigError("No run named. Give the run folder to judge again, or --self-test to attack the judge.")
     if arguments.all or arguments.limit is not None:
         raise ConfigError("--all and --limit go with --self-test; a run is judged whole.")
-    from bfpo_bench.console import print_scores
+    if arguments.ray_address is not None and arguments.workers is None:
+        raise ConfigError(f"--ray-address {arguments.ray_address} is for judging on workers. Give --workers N with it.")
+    from bfpo_bench.cluster import joined
+    from bfpo_bench.console import print_scores, say
     from bfpo_bench.judging import check_panel, chosen_judges, judge
     from bfpo_bench.run import score
     from bfpo_bench.store import RunStore
+    from bfpo_bench.workers import asking_workers
 
     setting = _judge_setting(arguments, arguments.run)
     judges = chosen_judges(arguments.judge, setting)
     if arguments.panel is not None:
         check_panel(arguments.panel, [judge.name for judge in judges])
-    with RunStore.open(arguments.run) as store:
-        judge(store, judges, setting=setting, panel=arguments.panel)
+    with joined(arguments.workers, arguments.ray_address) as cluster, RunStore.open(arguments.run) as store:
+        asking = None if cluster is None else asking_workers(cluster, n_workers=arguments.workers, say=say)
+        judge(store, judges, setting=setting, panel=arguments.panel, asking=asking)
         return _finish(score(store), arguments.run, print_scores)
 
 
@@ -825,6 +880,78 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if swept.failed:
         say(f"failed: {', '.join(swept.failed)}; the same command goes on with them")
     return PARTIAL if swept.failed or any(result.notes for result in swept.results) else OK
+
+
+# -- matrix ------------------------------------------------------------------------------------------------------------
+
+
+def _add_matrix(verbs: Any) -> None:
+    verb = _verb(verbs, "matrix", _matrix, "score many models over one Ray cluster, and rank them; run again to resume")
+    verb.add_argument(
+        "models",
+        type=Path,
+        metavar="MODELS.yaml",
+        help="`models:`, a list of models, or of keys as of `run --config` besides adapters (a list), name, workers, "
+        "gpus (of each worker); `defaults:`, such keys for all of them",
+    )
+    # SUPPRESS: a flag that was not given must not hide the same key of the file.
+    flag = _suppressing(verb)
+    flag("--suite", help="as for `run`, and so are the next three; over the file's")
+    flag("--tasks", metavar="A,B", help="single tasks, in addition to the suite")
+    flag("--limit", type=int, metavar="N", help="only the first N samples of each task (shown, but not ranked)")
+    flag("--judge", action="append", metavar="JUDGE", help=_JUDGE)
+    verb.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="of the runs (default: runs)")
+    verb.add_argument("--site", type=Path, default=Path("site"), metavar="DIR", help="leaderboard (default: site)")
+    verb.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="engines at a time, of all models together (default: as many as the cluster's GPUs hold, or one a core)",
+    )
+    verb.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="a Ray cluster (default: this machine's, or one of our own)"
+    )
+    verb.add_argument("--every", type=float, default=30, metavar="SECONDS", help="of the table (default 30)")
+    verb.add_argument("--dry-run", action="store_true", help="print what would be started and in which order, and stop")
+
+
+def _matrix(arguments: argparse.Namespace) -> int:
+    from bfpo_bench.console import say, show
+    from bfpo_bench.matrix import planned_jobs, results_table, run_matrix, write_leaderboard
+    from bfpo_bench.matrix_models import plan_table, read_entries
+
+    flags = {key: value for key, value in vars(arguments).items() if key in ("suite", "tasks", "limit", "judge")}
+    entries = read_entries(arguments.models, flags, out=arguments.out)
+    if arguments.dry_run:
+        head, *rows = plan_table(entries, planned_jobs(entries, address=arguments.ray_address))
+        _print_table(head, rows)
+        if arguments.ray_address is None:
+            show("GPUs: on a cluster that has some; else a core for each worker")
+        return OK
+
+    def tell(rows: Sequence[tuple[str, ...]]) -> None:
+        for line in _lines(rows):
+            say(line)
+
+    outcomes = run_matrix(
+        entries,
+        out=arguments.out,
+        address=arguments.ray_address,
+        engines=arguments.workers,
+        every_s=arguments.every,
+        tell=tell,
+    )
+    head, *rows = results_table(outcomes)
+    _print_table(head, rows)
+    for one in outcomes:
+        if one.why is not None:
+            show(f"{one.state}: {one.run.name}: {one.why}")
+    if (page := write_leaderboard(outcomes, out=arguments.site)) is not None:
+        show(f"leaderboard: {page}")
+    if all(one.state == "done" for one in outcomes):
+        return OK
+    say("not all are complete; the same command goes on with them")
+    return PARTIAL
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

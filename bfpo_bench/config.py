@@ -41,6 +41,9 @@ class RunSpec:
     chat_template: Literal["auto", "on", "off"] = "auto"
     system_prompt: str | None = None
     adapter: str | None = None
+    workers: int | None = None
+    ray_address: str | None = None
+    gpus_per_worker: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -84,7 +87,20 @@ def run_spec(flags: Mapping[str, Any], config: Path | None = None) -> RunSpec:
             f"--samples {spec.samples} at --temperature 0: all answers to a prompt would be the same. "
             "Give a temperature above 0, or leave out --samples."
         )
+    _check_workers(spec)
     return spec
+
+
+def _check_workers(spec: RunSpec) -> None:
+    if spec.workers is None:
+        for key, flag in (("ray_address", "--ray-address"), ("gpus_per_worker", "--gpus-per-worker")):
+            if (value := getattr(spec, key)) is not None:
+                raise ConfigError(f"{flag} {value} is for a run on workers. Give --workers N with it.")
+    elif spec.model.startswith(("openai:", "policy:")):
+        raise ConfigError(
+            f"--workers {spec.workers}: {spec.model} has no weights that workers could hold. Leave it out; an API's "
+            "requests run at once as it is (--engine-args concurrency=N)."
+        )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -127,7 +143,7 @@ def _value(key: str, value: Any) -> Any:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ConfigError(did_you_mean(key.replace("_", " "), str(value), _CHOICES[key]))
     if (
-        key in ("limit", "max_new_tokens", "thinking_tokens")
+        key in ("limit", "max_new_tokens", "thinking_tokens", "workers")
         and value is not None
         and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31)
     ):
@@ -139,12 +155,16 @@ def _value(key: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= HIGHEST_TEMPERATURE:
             raise ConfigError(f"temperature must be a number from 0 to {HIGHEST_TEMPERATURE}, got {value!r}.")
         return float(value)
+    if key == "gpus_per_worker" and value is not None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**16:
+            raise ConfigError(f"gpus_per_worker must be a number above 0, got {value!r}.")
+        return float(value)
     if key == "seed" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
         raise ConfigError(f"seed must be a whole number from 0 to 2147483647, got {value!r}.")
     if key in ("skip_missing", "trust_remote_code") and not isinstance(value, bool):
         raise ConfigError(f"{key} must be true or false, got {value!r}.")
     if (
-        key in ("model", "suite", "base_url", "adapter", "system_prompt", "panel")
+        key in ("model", "suite", "base_url", "adapter", "system_prompt", "panel", "ray_address")
         and value is not None
         and not isinstance(value, str)
     ):

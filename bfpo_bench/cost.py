@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bfpo_bench.scoring import NEEDS_CHAT, judges_of
@@ -44,40 +45,57 @@ class Cost:
         return Cost(**{name: getattr(self, name) + getattr(other, name) for name in Cost.__dataclass_fields__})
 
 
-def estimate(tasks: Sequence[TaskSpec], samples: Sequence[Sample], judges: Sequence[JudgeSpec] = ()) -> dict[str, Cost]:
-    """The cost of each task, by name; a judge counts where it is asked through an API, in tokens where a model is."""
-    remote = {judge.name: judge for judge in judges if judge.api or judge.calls}
-    scopes = {judge.name: judge.scope for judge in judges}
-    by_task: dict[str, list[Sample]] = {task.name: [] for task in tasks}
+class Estimate:
+    """The cost of each task, added up sample by sample.
+
+    A judge counts where it is asked through an API, in tokens where a model is.
+    """
+
+    def __init__(self, tasks: Sequence[TaskSpec], judges: Sequence[JudgeSpec] = ()) -> None:
+        remote = {judge.name: judge for judge in judges if judge.api or judge.calls}
+        scopes = {judge.name: judge.scope for judge in judges}
+        names = [judge.name for judge in judges]
+        self._asked: dict[str, dict[JudgeSpec, int]] = {}
+        for task in tasks:
+            asked = [remote[name] for name in judges_of(task, names, scopes) if name in remote]
+            self._asked[task.name] = {judge: judge.calls or _CALLS[task.rubric] for judge in asked}
+        self._sums: dict[str, Counter[str]] = {task.name: Counter() for task in tasks}
+
+    def add(self, sample: Sample) -> None:
+        """One more sample of its task."""
+        # Choices that share their context are asked with it once: vLLM keeps it in its prefix cache, hf its logits.
+        contexts = {context for context, _ in sample.choices} or {sample.prompt}
+        characters = sum(map(len, contexts)) + sum(len(ending) for _, ending in sample.choices)
+        sums = self._sums[sample.task]
+        sums["samples"] += 1
+        sums["prompts"] += sample.repeat == 0
+        sums["requests"] += max(1, len(sample.choices))
+        sums["prompt_tokens"] += max(1, characters // _CHARACTERS_A_TOKEN)
+        sums["new_tokens"] += int(sample.generation.get("max_gen_toks", 0))
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """By task, one without samples too."""
+        return {name: self._cost(sums, self._asked[name]) for name, sums in self._sums.items()}
+
+    def _cost(self, sums: Counter[str], asked: Mapping[JudgeSpec, int]) -> Cost:
+        # Only models are paid by the token.
+        read = sum(calls for judge, calls in asked.items() if judge.api)
+        seen = sums["prompt_tokens"] + sums["new_tokens"] + _RUBRIC_TOKENS * sums["samples"]
+        return Cost(
+            **sums,
+            judge_calls=sums["samples"] * sum(asked.values()),
+            judge_input_tokens=read * seen,
+            judge_output_tokens=read * _VERDICT_TOKENS * sums["samples"],
+        )
+
+
+def estimate(tasks: Sequence[TaskSpec], samples: Iterable[Sample], judges: Sequence[JudgeSpec] = ()) -> dict[str, Cost]:
+    """`Estimate` of samples in memory."""
+    found = Estimate(tasks, judges)
     for sample in samples:
-        by_task[sample.task].append(sample)
-    names = [judge.name for judge in judges]
-    costs = {}
-    for task in tasks:
-        asked = [remote[name] for name in judges_of(task, names, scopes) if name in remote]
-        calls = {judge.name: judge.calls or _CALLS[task.rubric] for judge in asked}
-        read = sum(calls[judge.name] for judge in asked if judge.api)
-        costs[task.name] = sum((_of(sample, sum(calls.values()), read) for sample in by_task[task.name]), Cost())
-    return costs
-
-
-def _of(sample: Sample, calls: int, read: int) -> Cost:
-    """Of `calls` judge calls, `read` are to models that are paid by the token."""
-    # Choices that share their context are asked with it once: vLLM keeps it in its prefix cache, hf its logits.
-    contexts = {context for context, _ in sample.choices} or {sample.prompt}
-    characters = sum(map(len, contexts)) + sum(len(ending) for _, ending in sample.choices)
-    new = int(sample.generation.get("max_gen_toks", 0))
-    prompt = max(1, characters // _CHARACTERS_A_TOKEN)
-    return Cost(
-        samples=1,
-        prompts=int(sample.repeat == 0),
-        requests=max(1, len(sample.choices)),
-        prompt_tokens=prompt,
-        new_tokens=new,
-        judge_calls=calls,
-        judge_input_tokens=read * (prompt + new + _RUBRIC_TOKENS),
-        judge_output_tokens=read * _VERDICT_TOKENS,
-    )
+        found.add(sample)
+    return found.costs
 
 
 def summary(costs: Mapping[str, Cost], *, weights: bool = True) -> str:

@@ -27,6 +27,7 @@ def report(data_dir: Path | None = None) -> Iterator[tuple[str, str, str]]:
         yield package, *_package(package, f"pip install {package.replace('_', '-')}")
     yield "engine hf", "yes", "CPU or GPU"
     yield "engine vllm", *_package("vllm", "pip install 'bfpo-bench[vllm]' (GPU), or make vllm-cpu (CPU)")
+    yield "workers", *_package("ray", "pip install 'bfpo-bench[ray]', for run --workers and matrix")
     yield "engine openai", "yes", "--model openai:NAME --base-url URL"
     yield "GPU", *_gpu()
     for alias, model in EMBEDDED.items():

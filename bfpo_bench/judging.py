@@ -11,7 +11,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,18 @@ from bfpo_bench.errors import JudgeError, StoreError, TaskError
 from bfpo_bench.judges import CODE_JUDGES, Setting, check_judge, make_judge, parse_judge
 from bfpo_bench.judges.spec import load_judge
 from bfpo_bench.length_control import LengthReference, length_reference
-from bfpo_bench.panel import parse_rule
+from bfpo_bench.panel import PanelRule, parse_rule
 from bfpo_bench.registry import load_registry
 from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, Scopes, judges_of, panel_verdicts
 from bfpo_bench.store import LENGTH_CONTROL, RunStore, write_atomically
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
+    Answered,
     Judge,
     JudgeItem,
     JudgeScope,
     JudgeSpec,
+    Output,
     Rubric,
     Sample,
     TaskSpec,
@@ -119,15 +121,21 @@ def _grades(judge: JudgeSpec, rubric: Rubric) -> bool | None:
 
 
 def judge(
-    store: RunStore, judges: Sequence[JudgeSpec], *, setting: Setting | None = None, panel: str | None = None
+    store: RunStore,
+    judges: Sequence[JudgeSpec],
+    *,
+    setting: Setting | None = None,
+    panel: str | None = None,
+    asking: Callable[[Judge], Ask] | None = None,
 ) -> None:
     """Ask these judges, or each task's own where there are none, for what they have not labelled yet.
 
     The scores stand on the judges that were named last, in their order, or on their `panel`, from when all of them have
     judged; those named earlier stay beside them. A judge that fails leaves the run's scores on those before it.
     The setting's mirror may hold what judges and metrics need (published texts, nltk's data); rows are in the store.
+    Answers go to a judge a few thousand at a time, in the way that `asking` gives: by default here, one after another.
     """
-    manifest = store.manifest
+    manifest, asking = store.manifest, asking or ask_here
     setting = setting or Setting(log=store.folder / JUDGE_LOG)
     setting = replace(setting, seed=int(manifest["identity"]["seed"]))
     tasks = {task.name: task for task in manifest_tasks(manifest)}
@@ -137,10 +145,10 @@ def judge(
         check_members(panel, judges, tasks.values())
     for note in idle_notes(judges, tasks.values()):
         say(note)
-    by_judge: dict[str, list[JudgeItem]] = {}
-    for item in _items(store, tasks):
-        for name in judges_of(tasks[item.sample.task], list(specs), scopes):
-            by_judge.setdefault(name, []).append(item)
+    by_judge: dict[str, list[TaskSpec]] = {}
+    for task in (tasks[name] for name in store.tasks() if name in tasks and store.n_judgeable(name)):
+        for name in judges_of(task, list(specs), scopes):
+            by_judge.setdefault(name, []).append(task)
     # All of them before the first is asked: a misspelt folder is no reason to have paid for the others.
     made = {
         name: make_judge(specs.get(name) or parse_judge(name), setting) for name in by_judge if name != LM_EVAL_JUDGE
@@ -154,21 +162,20 @@ def judge(
             known = store.manifest["judges"]
             store.amend_manifest(chosen_judges=[name for name in specs if name in known])
 
-    for name, items in by_judge.items():
+    for name, theirs in by_judge.items():
         if name == LM_EVAL_JUDGE:
             # Another judge may be asked years later, where these tasks are no longer what they were.
-            done = store.judged(name, manifest.get("judges", {}).get(name, ""))
-            if any(item.sample.id not in done for item in items):
-                _judge_one(store, _lm_eval_metrics(manifest, items, setting.mirror), items, begun)
+            version = manifest.get("judges", {}).get(name, "")
+            if any(part.waiting for part in _parts(store, theirs, name, version)):
+                metrics = _lm_eval_metrics(manifest, theirs, setting.mirror)
+                _judge_one(store, metrics, theirs, asking(metrics), begun)
         else:
-            _judge_one(store, made[name], items, begun)
+            _judge_one(store, made[name], theirs, asking(made[name]), begun)
             _note_engine(store, made[name])
     if panel is not None:
         # A rule that cannot be kept (recorded grades beside labels) must not become the run's.
-        given = store.verdicts_of(store.manifest.get("judges", {}))
-        panel_verdicts(
-            list(tasks.values()), store.samples(), given, parse_rule(panel), judges=list(specs), scopes=scopes
-        )
+        for _ in given_panel(store, list(tasks.values()), parse_rule(panel), judges=list(specs), scopes=scopes):
+            pass
     store.amend_manifest(
         chosen_judges=list(dict.fromkeys([*specs, *manifest.get("chosen_judges", [])])),
         panel=None if panel is None else {"rule": panel, "judges": list(specs)},
@@ -176,37 +183,107 @@ def judge(
     )
 
 
-def _items(store: RunStore, tasks: Mapping[str, TaskSpec]) -> list[JudgeItem]:
-    """Every answer that can be judged, with what its task's rows say of it."""
-    samples, outputs = {sample.id: sample for sample in store.samples()}, store.outputs()
-    alike: dict[str, Counter[str]] = {}
-    for sample in samples.values():
-        if sample.id in outputs:
-            alike.setdefault(sample.task, Counter())[_folded(outputs[sample.id].text)] += 1
-    items = []
-    for stored in samples.values():
-        output, sample_now = outputs.get(stored.id), conversation(stored, samples, outputs)
-        if output is None or output.failure is not None or sample_now is None:
+# How a judge is asked: chunks of answers in, batches of verdicts out, in any order. The chunks are read from the store
+# as they are taken, in the thread that takes them; a judge that cannot be loaded fails before its first verdict.
+Ask = Callable[[Iterator[list[JudgeItem]]], Iterator[list[Verdict]]]
+
+# Answers in memory at a time, and from one tail of a judge's last requests to the next: of 64 requests at a time, one
+# round in 64 is not full. All answers of a smaller run are one chunk.
+CHUNK = 4096
+
+
+def ask_here(judge: Judge) -> Ask:
+    """In this process, chunk after chunk; a judge with weights loads them once."""
+    from bfpo_bench.judges.classifier import ClassifierJudge
+
+    if isinstance(judge, ClassifierJudge):
+        return judge.judge_all
+
+    def ask(chunks: Iterator[list[JudgeItem]]) -> Iterator[list[Verdict]]:
+        for items in chunks:
+            yield from judge.judge(items)
+
+    return ask
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """Some of a run's answers: those to ask a judge about, the ids of empty ones, how many need nothing of it."""
+
+    waiting: list[JudgeItem] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    passed: int = 0
+
+
+def _parts(store: RunStore, tasks: Iterable[TaskSpec], judge: str, version: str) -> Iterator[_Part]:
+    """All of the tasks' answers that this judge has not judged yet, part by part."""
+    part = _Part()
+    for task in tasks:
+        if store.n_judged(task.name, judge, version) >= store.n_judgeable(task.name):
             continue
-        task = tasks[stored.task]
-        items.append(
-            JudgeItem(
-                sample=sample_now,
-                text=output.text or "",
-                axis=task.axis,
-                rubric=task.rubric,
-                output=output,
-                behavior=_kept_text(stored, task.behavior_key),
-                context=_kept_text(stored, task.context_key),
-                alike=alike[stored.task][_folded(output.text)],
-                of=alike[stored.task].total(),
-            )
-        )
-    return items
+        alike = _Alike(store.texts(task.name))
+        for answered in store.answers(task.name, {judge: version}):
+            item = _item(store, task, answered, alike)
+            if item is None or any(verdict.unscored is None for verdict in answered.verdicts):
+                # What was judged is counted before; an output without an item is one whose conversation broke off.
+                part.passed += item is None and answered.output is not None and answered.output.failure is None
+            elif judge != LM_EVAL_JUDGE and item.rubric in HARM_RUBRICS and is_blank(item.text):
+                # There is nothing in an empty answer that could be safe or not; a metric and a rating have a value for
+                # it.
+                part.empty.append(item.sample.id)
+            else:
+                part.waiting.append(item)
+            if len(part.waiting) + len(part.empty) >= CHUNK:
+                yield part
+                part = _Part()
+    yield part
 
 
-def _folded(text: str | None) -> str:
-    return " ".join((text or "").split())
+class _Alike:
+    """How many of a task's answers are one text; by digests, since the texts may be more than fits in memory."""
+
+    def __init__(self, texts: Iterable[str | None]) -> None:
+        self._counts = Counter(map(self._digest, texts))
+        self.total = self._counts.total()
+
+    def count(self, text: str | None) -> int:
+        return self._counts[self._digest(text)]
+
+    @staticmethod
+    def _digest(text: str | None) -> bytes:
+        folded = " ".join((text or "").split())
+        return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _item(store: RunStore, task: TaskSpec, answered: Answered, alike: _Alike) -> JudgeItem | None:
+    """An answer that can be judged, with what its task's rows say of it; None where there is none."""
+    stored, output = answered.sample, answered.output
+    if output is None or output.failure is not None:
+        return None
+    asked = conversation(stored, *_turns_before(store, stored))
+    if asked is None:
+        return None
+    return JudgeItem(
+        sample=asked,
+        text=output.text or "",
+        axis=task.axis,
+        rubric=task.rubric,
+        output=output,
+        behavior=_kept_text(stored, task.behavior_key),
+        context=_kept_text(stored, task.context_key),
+        alike=alike.count(output.text),
+        of=alike.total,
+    )
+
+
+def _turns_before(store: RunStore, sample: Sample) -> tuple[dict[str, Sample], dict[str, Output]]:
+    samples: dict[str, Sample] = {}
+    while sample.previous is not None and sample.previous not in samples:
+        if not (found := store.samples_of([sample.previous])):
+            break
+        samples |= found
+        sample = found[sample.previous]
+    return samples, store.outputs_of(list(samples)) if samples else {}
 
 
 def _kept_text(sample: Sample, key: str | None) -> str | None:
@@ -214,8 +291,8 @@ def _kept_text(sample: Sample, key: str | None) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def _lm_eval_metrics(manifest: Mapping[str, Any], items: Sequence[JudgeItem], data_dir: Path | None) -> Judge:
-    """lm-eval's metrics for the items' tasks, which must be what they were when the run began."""
+def _lm_eval_metrics(manifest: Mapping[str, Any], tasks: Sequence[TaskSpec], data_dir: Path | None) -> Judge:
+    """lm-eval's metrics for these tasks, which must be what they were when the run began."""
     from bfpo_bench.harness.metrics import LMEvalMetrics
     from bfpo_bench.harness.prompts import use_nltk_data
 
@@ -223,7 +300,7 @@ def _lm_eval_metrics(manifest: Mapping[str, Any], items: Sequence[JudgeItem], da
     use_nltk_data(data_dir)
     profile = identity.get("profile", "default")
     registry = load_registry([Path(path) for path in manifest.get("include_path", ())], profile=profile)
-    for name in sorted({item.sample.task for item in items}):
+    for name in sorted(task.name for task in tasks):
         if name not in registry or registry[name].fingerprint != identity["tasks"][name]["fingerprint"]:
             raise TaskError(
                 f"Task {name!r} is not what it was when the run began, so its metrics cannot be computed as they were. "
@@ -249,9 +326,7 @@ def _keep_length_reference(store: RunStore, tasks: Iterable[TaskSpec], mirror: P
         store.amend_manifest(length_control={"sha256": digest})
 
 
-def length_reference_of(
-    store: RunStore, tasks: Iterable[TaskSpec], samples: Sequence[Sample]
-) -> LengthReference | None:
+def length_reference_of(store: RunStore, tasks: Iterable[TaskSpec]) -> LengthReference | None:
     """What length control needs, by the run's instructions; None where the run has none of it."""
     path = store.folder / LENGTH_CONTROL
     if not path.is_file():
@@ -260,11 +335,27 @@ def length_reference_of(
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
         n = max(int(row["index"]) for row in rows) + 1
         # The rows are known by their number in the published order, which is the data set's.
-        names = {task.name for task in tasks if task.dataset_path == ALPACA_EVAL}
-        asked = {s.index: s.prompt for s in samples if s.task in names}
+        names = [task.name for task in tasks if task.dataset_path == ALPACA_EVAL]
+        asked = {sample.index: sample.prompt for name in names for sample in store.samples(name)}
         return length_reference(rows, instructions=[asked.get(i, f"row {i}") for i in range(n)])
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"Cannot read {path}: {error}. Delete it, and judge again.") from error
+
+
+def given_panel(
+    store: RunStore, tasks: Sequence[TaskSpec], rule: PanelRule, *, judges: Sequence[str], scopes: Scopes
+) -> Iterator[Verdict]:
+    """What a panel of these judges says of the run's answers, by the judges' verdicts that are here."""
+    chosen = store.manifest.get("judges", {})
+    versions = {judge: version for judge, version in store.judges() if chosen.get(judge) == version}
+    return panel_verdicts(
+        tasks,
+        lambda task: store.answers(task, versions, brief=True),
+        rule,
+        versions=versions,
+        judges=judges,
+        scopes=scopes,
+    )
 
 
 def _note_engine(store: RunStore, judge: Judge) -> None:
@@ -284,29 +375,41 @@ def scopes_of(manifest: Mapping[str, Any]) -> Scopes:
     }
 
 
-def _judge_one(store: RunStore, judge: Judge, items: Sequence[JudgeItem], begun: Callable[[], None]) -> None:
+def _judge_one(store: RunStore, judge: Judge, tasks: Sequence[TaskSpec], ask: Ask, begun: Callable[[], None]) -> None:
     """Have the answers judged; `begun` is called before its first verdicts are kept."""
-    done = store.judged(judge.name, judge.version)
-    left = [item for item in items if item.sample.id not in done]
-    # There is nothing in an empty answer that could be safe or not; a metric and a rating have a value for it.
-    judged_empty = judge.name != LM_EVAL_JUDGE
-    empty = [item for item in left if is_blank(item.text) and item.rubric in HARM_RUBRICS and judged_empty]
-    nothing = {item.sample.id for item in empty}
-    waiting = [item for item in left if item.sample.id not in nothing]
-    with progress(f"Judging ({judge.name})", total=len(items), done=len(items) - len(waiting)) as advance:
-        batches: Iterator[list[Verdict]] = judge.judge(waiting) if waiting else iter(())
+    empty: list[str] = []
+    started = False
+
+    def keep(verdicts: Iterable[Verdict]) -> None:
+        for_empty = (
+            Verdict(sample_id=id_, judge=judge.name, judge_version=judge.version, label="empty") for id_ in empty
+        )
+        store.add_verdicts(chain(for_empty, verdicts))
+        empty.clear()
+
+    def chunks() -> Iterator[list[JudgeItem]]:
+        for part in _parts(store, tasks, judge.name, judge.version):
+            empty.extend(part.empty)
+            advance(len(part.empty) + part.passed)
+            if part.waiting:
+                yield part.waiting
+            elif started:
+                keep(())
+
+    total = sum(store.n_judgeable(task.name) for task in tasks)
+    done = sum(store.n_judged(task.name, judge.name, judge.version) for task in tasks)
+    with progress(f"Judging ({judge.name})", total=total, done=done) as advance:
+        batches = ask(chunks())
         first = next(batches, [])
         # From here on its version is the one that counts: one that cannot be loaded leaves the run as it was, one that
         # dies half-way owns the verdicts that it gave.
         store.amend_manifest(judges={**store.manifest.get("judges", {}), judge.name: judge.version})
         begun()
-        store.add_verdicts(
-            Verdict(sample_id=item.sample.id, judge=judge.name, judge_version=judge.version, label="empty")
-            for item in empty
-        )
+        started = True
         for verdicts in chain([first], batches):
-            store.add_verdicts(verdicts)
+            keep(verdicts)
             advance(len(verdicts))
+        keep(())
 
 
 def manifest_tasks(manifest: Mapping[str, Any]) -> list[TaskSpec]:

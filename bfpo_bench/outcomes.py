@@ -8,16 +8,17 @@ RUN/outcomes.json is written beside scores.json, and before it: whoever compares
 
 from __future__ import annotations
 
+import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bfpo_bench.errors import StoreError
-from bfpo_bench.scoring import outcome_of
-from bfpo_bench.store import OUTCOMES, read_json, to_json, write_atomically
+from bfpo_bench.scoring import TaskAnswers, answers_by_task
+from bfpo_bench.store import OUTCOMES, read_json, replaced
 from bfpo_bench.types import Output, Sample, TaskSpec, Verdict
 
 OUTCOMES_SCHEMA = 1
@@ -47,6 +48,19 @@ class RunOutcomes:
     tasks: Mapping[str, Outcomes]
 
 
+def task_outcomes(answers: TaskAnswers, judge: str | None) -> Outcomes:
+    """The outcome of each of a task's samples by the judge that its score stands on; None for the choices' own."""
+    results = answers.own() if judge is None else answers.by(judge).outcomes
+    ids, clusters = answers.ids, answers.clusters
+    return Outcomes(
+        ids=ids,
+        values=[None if isinstance(result, str) else result for result in results],
+        why={id_: result for id_, result in zip(ids, results, strict=True) if isinstance(result, str)},
+        clusters=[own or id_ for id_, own in zip(ids, clusters, strict=True)] if any(clusters) else None,
+        categories=answers.categories if any(answers.categories) else None,
+    )
+
+
 def run_outcomes(
     specs: Sequence[TaskSpec],
     samples: Sequence[Sample],
@@ -55,44 +69,72 @@ def run_outcomes(
     *,
     tasks: Mapping[str, Mapping[str, Any]],
 ) -> RunOutcomes:
-    """The outcome of each sample by the judge that its task's score stands on; `tasks` is that of `scoring.score_run`.
+    """Of a run whose parts lie in memory; `tasks` is that of `scoring.score_run`.
 
     `verdicts` are those that were scored, a panel's among them.
     """
-    by_judge: dict[str, dict[str, Verdict]] = defaultdict(dict)
-    for verdict in verdicts:
-        by_judge[verdict.judge][verdict.sample_id] = verdict
-    by_task: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_task[sample.task].append(sample)
-    found = {}
-    for spec in specs:
-        if spec.name in tasks:
-            judge = tasks[spec.name]["judge"]
-            mine = None if judge is None else by_judge.get(judge, {})
-            found[spec.name] = _outcomes(spec, by_task[spec.name], outputs, mine)
-    return RunOutcomes(tasks=found)
-
-
-def _outcomes(
-    spec: TaskSpec,
-    samples: Sequence[Sample],
-    outputs: Mapping[str, Output],
-    verdicts: Mapping[str, Verdict] | None,
-) -> Outcomes:
-    results = {sample.id: outcome_of(spec, sample, outputs.get(sample.id), verdicts) for sample in samples}
-    return Outcomes(
-        ids=tuple(results),
-        values=tuple(None if isinstance(result, str) else float(result) for result in results.values()),
-        why={id_: result for id_, result in results.items() if isinstance(result, str)},
-        clusters=tuple(s.cluster or s.id for s in samples) if any(s.cluster for s in samples) else None,
-        categories=tuple(s.category for s in samples) if any(s.category for s in samples) else None,
+    answers = answers_by_task(samples, outputs, verdicts)
+    return RunOutcomes(
+        tasks={
+            spec.name: task_outcomes(TaskAnswers(spec, answers.get(spec.name, ())), tasks[spec.name]["judge"])
+            for spec in specs
+            if spec.name in tasks
+        }
     )
 
 
 def write_outcomes(folder: Path, outcomes: RunOutcomes) -> None:
     """Replace the run's file, or leave it as it was."""
-    write_atomically(folder / OUTCOMES, to_json({"schema": OUTCOMES_SCHEMA, **asdict(outcomes)}))
+    with outcomes_file(folder) as add:
+        for name in sorted(outcomes.tasks):
+            add(name, outcomes.tasks[name])
+
+
+@contextmanager
+def outcomes_file(folder: Path) -> Iterator[Callable[[str, Outcomes], None]]:
+    """Replace the run's file by the tasks that are given, by name and in their names' order, or leave it as it was.
+
+    Each is written as it comes, spelled as `store.to_json` would spell them all: a run need not fit in memory.
+    """
+    with replaced(folder / OUTCOMES) as file:
+        file.write(f'{{\n  "schema": {OUTCOMES_SCHEMA},\n  "tasks": {{')
+        last: str | None = None
+
+        def add(name: str, task: Outcomes) -> None:
+            nonlocal last
+            if last is not None and name <= last:
+                raise ValueError(f"the outcomes of {name!r} come after those of {last!r}")
+            file.write(f"{'' if last is None else ','}\n    {_spelled(name)}: {{")
+            last = name
+            parts = {key: getattr(task, key) for key in sorted(Outcomes.__dataclass_fields__)}
+            for n, (key, part) in enumerate(parts.items()):
+                file.write(f"{',' if n else ''}\n      {_spelled(key)}: ")
+                file.writelines(_written(part))
+            file.write("\n    }")
+
+        yield add
+        file.write("}\n}\n" if last is None else "\n  }\n}\n")
+
+
+_AT_ONCE = 2**16
+_BREAK = ",\n        "
+
+
+def _written(part: Sequence[Any] | Mapping[str, str] | None) -> Iterator[str]:
+    """An entry a line, in pieces; the separator holds the line break, since Python's fast encoder does not indent."""
+    if part is None:
+        yield "null"
+    elif isinstance(part, Mapping):
+        yield "{" + ("\n        " + _spelled(part)[1:-1] + "\n      " if part else "") + "}"
+    else:
+        yield "["
+        for start in range(0, len(part), _AT_ONCE):
+            yield (_BREAK if start else _BREAK[1:]) + _spelled(list(part[start : start + _AT_ONCE]))[1:-1]
+        yield "\n      ]" if part else "]"
+
+
+def _spelled(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(_BREAK, ": "))
 
 
 def read_outcomes(folder: Path) -> RunOutcomes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,27 +12,23 @@ from bfpo_bench.errors import ConfigError
 from bfpo_bench.types import Sample
 
 
-def repeated(samples: Sequence[Sample], *, n: int) -> list[Sample]:
+def repeated(samples: Iterable[Sample], *, n: int) -> Iterator[Sample]:
     """Each prompt that is answered with a text `n` times in a row; a choice task once, being the same each time.
 
     The first keeps its id, so that it pairs up with a run of one answer; what is drawn for each depends on its id. A
     later turn is repeated with the conversation it belongs to. The prompt is the cluster, unless the task has a wider
     one. Raises ConfigError where a task is answered greedily: its answers would be copies.
     """
-    if n == 1:
-        return list(samples)
-    found = []
     for sample in samples:
-        if sample.choices:
-            found.append(sample)
+        if n == 1 or sample.choices:
+            yield sample
             continue
         if is_greedy(sample.generation):
             raise ConfigError(
                 f"--samples {n}: task {sample.task!r} is answered greedily, so all answers to a prompt would be the "
                 "same. Give --temperature, e.g. 0.7."
             )
-        found += [_repeat(sample, number) for number in range(n)]
-    return found
+        yield from (_repeat(sample, number) for number in range(n))
 
 
 def is_greedy(generation: Mapping[str, Any]) -> bool:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from bfpo_bench import __version__
-from bfpo_bench.audit import audit
+from bfpo_bench.audit import Audit
+from bfpo_bench.cluster import Cluster, joined
 from bfpo_bench.config import RunSpec
 from bfpo_bench.console import progress, say
 from bfpo_bench.conversation import conversation, waves
-from bfpo_bench.cost import Cost, estimate, summary, table
+from bfpo_bench.cost import summary, table
 from bfpo_bench.endpoint import check_endpoint, redact
 from bfpo_bench.errors import BenchError, ConfigError, EngineError, JudgeError, StoreError, TaskError
 from bfpo_bench.harness.engine import api_endpoint, parse_engine_args
@@ -29,18 +29,27 @@ from bfpo_bench.judging import (
     check_members,
     check_panel,
     chosen_judges,
+    given_panel,
     idle_notes,
     judge,
     length_reference_of,
     manifest_tasks,
     scopes_of,
 )
-from bfpo_bench.mirror import RECORD, check_mirror
-from bfpo_bench.outcomes import run_outcomes, write_outcomes
+from bfpo_bench.outcomes import outcomes_file, task_outcomes
 from bfpo_bench.panel import PANEL, parse_rule
+from bfpo_bench.planning import Planning
 from bfpo_bench.registry import load_registry, resolve_tasks
-from bfpo_bench.repeats import repeated
-from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, REFUSALS_ONLY, Scopes, judges_of, panel_verdicts, score_run
+from bfpo_bench.scoring import (
+    FIXED_JUDGE,
+    HARM_RUBRICS,
+    REFUSALS_ONLY,
+    Scopes,
+    TaskAnswers,
+    judges_of,
+    score_task,
+    score_tasks,
+)
 from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model, trained_from
 from bfpo_bench.store import LABELS, SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
 from bfpo_bench.thinking import settled
@@ -52,12 +61,13 @@ from bfpo_bench.types import (
     Output,
     Sample,
     TaskSpec,
-    Verdict,
 )
+from bfpo_bench.workers import answers, asking_workers, engine_pool
 
 # The versions that a run's answers depend on, beside its own engine's.
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
 _LEAST_FREE_BYTES = 200 * 2**20
+Mode = Literal["auto", "resume", "fresh"]
 # Human labels of the run's own samples, by sample id.
 
 
@@ -140,74 +150,9 @@ def model_of(spec: RunSpec) -> ModelSpec:
     return model
 
 
-def plan_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
-    """The samples of every task, and why a task has none; at least one task must have some."""
-    samples, missing = load_task_samples(plan)
-    if not samples:
-        raise TaskError("No task has data: nothing to run. Give --data-dir a mirror of the data sets.")
-    return samples, missing
-
-
-def load_task_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
-    """The samples of the plan's tasks; a task without data is an error, or with --skip-missing a reason."""
-    from bfpo_bench.harness.prompts import load_samples
-
-    if plan.spec.data_dir is not None:
-        # Damaged is not missing: --skip-missing must not hide it.
-        check_mirror(plan.spec.data_dir, plan.tasks)
-        if not (plan.spec.data_dir / RECORD).is_file():
-            say(
-                f"Note: {plan.spec.data_dir} has no {RECORD}, so its bytes cannot be checked against what was fetched; "
-                "`bfpo_bench data verify DIR --record` writes one."
-            )
-    samples, missing = load_samples(
-        plan.tasks,
-        limit=plan.spec.limit,
-        data_dir=plan.spec.data_dir,
-        profile=plan.spec.profile,
-        chat_choices=plan.spec.chat_template == "on",
-        max_new_tokens=plan.spec.max_new_tokens,
-        thinking_tokens=plan.spec.thinking_tokens or 0,
-        temperature=plan.spec.temperature,
-    )
-    if missing and not plan.spec.skip_missing:
-        name, reason = next(iter(missing.items()))
-        more = f" (and {len(missing) - 1} more tasks)" if len(missing) > 1 else ""
-        raise TaskError(f"No data for task {name!r}: {reason}{more}. {_remedy(plan, name)}")
-    return repeated(samples, n=plan.spec.samples), missing
-
-
-def _remedy(plan: Plan, name: str) -> str:
-    """What to do about a task without data."""
-    mirror, (task,) = plan.spec.data_dir, [task for task in plan.tasks if task.name == name]
-    skip = "or give --skip-missing to go on without"
-    if mirror is None:
-        return f"Give --data-dir a mirror of the data sets (`bfpo_bench data fetch`), {skip}."
-    path = str(task.dataset_path)
-    # A level too high or too low is the likeliest slip.
-    places = (*mirror.glob("*/"), mirror.parent, mirror.parent.parent)
-    near = next((place for place in places if task.dataset_path and (place / path).is_dir()), None)
-    if near is not None and not (mirror / path).is_dir():
-        return f"It is in --data-dir {near}."
-    terms = f" (accept the terms at {task.gated} first)" if task.gated else ""
-    return f"Get it with `bfpo_bench data fetch --tasks {name} --to {mirror}`{terms}, {skip}."
-
-
-def data_hashes(samples: Sequence[Sample]) -> dict[str, str]:
-    """Sixteen hex digits a task over all that is asked, in order, and what answers are measured by: the run's rows."""
-    digests: dict[str, Any] = {}
-    # A row is the same row however often it is asked.
-    for sample in (sample for sample in samples if sample.repeat == 0):
-        digest = digests.setdefault(sample.task, hashlib.sha256())
-        # The right answer of a task that generates is in the row that its metric reads, not in `reference`.
-        known = json.dumps(dict(sample.meta), sort_keys=True)
-        digest.update(f"{sample.id} {sample.reference} {known}\n".encode())
-    return {task: digest.hexdigest()[:16] for task, digest in digests.items()}
-
-
-def costs(plan: Plan, samples: Sequence[Sample]) -> dict[str, Cost]:
-    """What each task will cost."""
-    return estimate(plan.tasks, samples, plan.judges)
+def planning(plan: Plan, *, tasks: Sequence[TaskSpec] | None = None, some: bool = True) -> Planning:
+    """The samples of the plan's tasks, or of these among them, to be made."""
+    return Planning(plan.spec, plan.tasks if tasks is None else tasks, judges=plan.judges, some=some)
 
 
 def _has_weights(spec: RunSpec) -> bool:
@@ -215,10 +160,13 @@ def _has_weights(spec: RunSpec) -> bool:
     return not spec.model.startswith(("policy:", "openai:"))
 
 
-def describe(plan: Plan, samples: Sequence[Sample], missing: Mapping[str, str]) -> list[str]:
-    """`--dry-run`: what each task and the whole will cost."""
+def describe(plan: Plan) -> list[str]:
+    """`--dry-run`: what each task and the whole will cost; every sample is made, none is kept."""
+    samples = planning(plan)
+    for _ in samples:
+        pass
     return [
-        *table(plan.tasks, costs(plan, samples), plan.judges, missing, weights=_has_weights(plan.spec)),
+        *table(plan.tasks, samples.costs, plan.judges, samples.missing, weights=_has_weights(plan.spec)),
         *_sampling(plan),
         *idle_notes(plan.judges, plan.tasks),
     ]
@@ -236,47 +184,78 @@ def _sampling(plan: Plan) -> list[str]:
     return ["sampling: " + "; ".join(told)] if told else []
 
 
-def run(spec: RunSpec, *, mode: Literal["auto", "resume", "fresh"] = "auto") -> dict[str, Any]:
+def run(spec: RunSpec, *, mode: Mode = "auto") -> dict[str, Any]:
     """Generate, judge, score and audit; returns the content of scores.json."""
     plan = make_plan(spec)
     model = model_of(spec)
-    # Before the folder is touched: missing data must leave nothing behind. A run that has its samples keeps them.
-    planned = None if mode != "fresh" and RunStore.is_planned(spec.folder) else plan_samples(plan)
-    with RunStore.create_or_resume(spec.folder, _manifest(plan, model), mode=mode) as store:
-        if store.planned:
-            _plan_what_was_missing(store, plan)
-        else:
-            samples, missing = planned or plan_samples(plan)
-            for line in (summary(costs(plan, samples), weights=_has_weights(plan.spec)), *_sampling(plan)):
+    with joined(spec.workers, spec.ray_address) as cluster, _begun(plan, model, mode=mode) as store:
+        with _discarded_without_answers([store]):
+            if cluster is None:
+                generate(store, model)
+            else:
+                generate_on_workers(cluster, [store], [model], spec)
+        return _judged(store, plan, cluster)
+
+
+def run_adapters(specs: Sequence[RunSpec], *, mode: Mode = "auto") -> list[dict[str, Any]]:
+    """Runs that differ in their adapter only, on workers that hold the base model once; what `run` returns, of each."""
+    if specs[0].workers is None:
+        raise ConfigError(f"{len(specs)} adapters share the engines of workers. Give --workers N, or a run each.")
+    if (engine := choose_engine(specs[0].engine)) != "vllm":
+        raise ConfigError(
+            f"{len(specs)} adapters: engine {engine} holds one at a time. Give --engine vllm, or a run each."
+        )
+    plans = [make_plan(spec) for spec in specs]
+    models = [model_of(spec) for spec in specs]
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster.connect(specs[0].ray_address))
+        begun = [_begun(plan, model, mode=mode) for plan, model in zip(plans, models, strict=True)]
+        stores = [stack.enter_context(store) for store in begun]
+        with _discarded_without_answers(stores):
+            generate_on_workers(cluster, stores, models, specs[0])
+        return [_judged(store, plan, cluster) for store, plan in zip(stores, plans, strict=True)]
+
+
+@contextmanager
+def _begun(plan: Plan, model: ModelSpec, *, mode: Mode) -> Iterator[RunStore]:
+    """The run's store with all its samples, begun or resumed."""
+    samples = planning(plan)
+    with RunStore.create_or_resume(plan.spec.folder, _manifest(plan, model), mode=mode, samples=samples) as store:
+        if samples.done:
+            for line in (summary(samples.costs, weights=_has_weights(plan.spec)), *_sampling(plan)):
                 say(line)
-            _add_samples(store, samples, missing)
-        try:
-            generate(store, model)
-        except BenchError:
-            # A model that cannot be loaded must not leave a run behind that refuses its successor.
-            if not store.answered():
+        else:
+            _plan_what_was_missing(store, plan)
+        yield store
+
+
+@contextmanager
+def _discarded_without_answers(stores: Sequence[RunStore]) -> Iterator[None]:
+    """A model that cannot be loaded must not leave runs behind that refuse their successors."""
+    try:
+        yield
+    except BenchError:
+        for store in stores:
+            if not store.n_answered():
                 store.discard()
-            raise
-        judge(store, plan.judges, setting=plan.setting, panel=spec.panel)
-        return score(store)
+        raise
 
 
-def _add_samples(store: RunStore, samples: Sequence[Sample], missing: Mapping[str, str]) -> None:
-    # The reasons go first: a crash between the two leaves a run that is planned again, not one half-planned.
-    data = {**store.manifest.get("data", {}), **data_hashes(samples)}
-    store.amend_manifest(missing=dict(missing), data=data)
-    store.add_samples(samples)
+def _judged(store: RunStore, plan: Plan, cluster: Cluster | None) -> dict[str, Any]:
+    spec = plan.spec
+    asking = None if cluster is None else asking_workers(cluster, n_workers=int(spec.workers or 1), say=say)
+    judge(store, plan.judges, setting=plan.setting, panel=spec.panel, asking=asking)
+    return score(store)
 
 
 def _plan_what_was_missing(store: RunStore, plan: Plan) -> None:
     """Data that a run lacked when it began may be there now; without --skip-missing it has to be."""
     missing = store.manifest.get("missing", {})
     if missing:
-        tasks = tuple(task for task in plan.tasks if task.name in missing)
-        samples, still = load_task_samples(replace(plan, tasks=tasks))
+        samples = planning(plan, tasks=[task for task in plan.tasks if task.name in missing], some=False)
         # Samples first, the other way round than at the start: a crash in between must leave the task marked missing.
         store.add_samples(samples)
-        store.amend_manifest(missing=still, data={**store.manifest.get("data", {}), **data_hashes(samples)})
+        store.amend_manifest(missing=samples.missing, data={**store.manifest.get("data", {}), **samples.data})
 
 
 def generate(store: RunStore, model: ModelSpec) -> None:
@@ -287,19 +266,66 @@ def generate(store: RunStore, model: ModelSpec) -> None:
         return
     say(f"Loading {model.name} with engine {model.engine}")
     with _engine(model, store.folder) as engine:
-        info = dict(engine.info)
-        if warning := info.pop("warning", None):
-            say(f"Warning: {warning}")
-        if answered:
-            _refuse_other_engine(store.folder, store.manifest.get("engine", {}), info)
-        store.amend_manifest(engine=info)
-        if not info.get("system_role", True) and any(m.role == "system" for s in samples for m in s.messages):
-            say(f"Warning: the chat template of {model.name} has no system role: descriptions of tasks are left out.")
+        _note_engine(store, model, engine.info)
         with progress("Generating", total=len(samples), done=len(answered)) as advance:
             for wave in waves(samples):
                 for outputs in _answers(store, engine, wave, answered):
                     store.add_outputs(settled(output, bare=model.engine == "openai") for output in outputs)
                     advance(sum(output.sample_id not in answered for output in outputs))
+
+
+def generate_on_workers(
+    cluster: Cluster, stores: Sequence[RunStore], models: Sequence[ModelSpec], spec: RunSpec
+) -> None:
+    """Answer what has no answer yet on the cluster's workers; nothing but chunks in flight is held in memory.
+
+    Several runs are those of several adapters of one base, whose weights each worker holds once.
+    """
+    waiting = [(store, model) for store, model in zip(stores, models, strict=True) if store.n_unanswered()]
+    if not waiting:
+        return
+    folders, (_, model) = [store.folder for store, _ in waiting], waiting[0]
+    adapters = [str(model.adapter) for _, model in waiting] if len(stores) > 1 else []
+    if spec.engine == "auto" and model.engine == "hf" and cluster.capacity().gpus:
+        say("Note: engine hf was chosen for what this machine has; for the cluster's GPUs there is --engine vllm")
+    say(f"Loading {model.name} with engine {model.engine} on {spec.workers} workers")
+    info: dict[str, Any] = {}
+
+    def accept(its: Mapping[str, Any]) -> str | None:
+        """A worker on other hardware is another arithmetic; of the first one, each run says whether it goes on."""
+        lines = _other_arithmetic(info, its) if info else []
+        info.update({} if info else its)
+        return f"its engine is another ({'; '.join(lines)})" if lines else None
+
+    with engine_pool(
+        cluster,
+        replace(model, adapter=None, adapter_identity=None) if adapters else model,
+        n_workers=int(spec.workers or 1),
+        gpus=spec.gpus_per_worker,
+        folders=folders,
+        packages=_packages(model),
+        adapters=adapters,
+        accept=accept,
+        say=say,
+    ) as pool:
+        for store, its in waiting:
+            _note_engine(store, its, pool.info)
+            with progress(f"Generating ({its.name})", total=store.n_samples(), done=store.n_answered()) as advance:
+                for outputs in answers(store, pool, adapter=its.adapter if adapters else None):
+                    store.add_outputs(settled(output, bare=False) for output in outputs)
+                    advance(len(outputs))
+
+
+def _note_engine(store: RunStore, model: ModelSpec, engine: Mapping[str, Any]) -> None:
+    """What the answers are computed by, in the manifest; refused where a run was begun by something else."""
+    info = dict(engine)
+    if warning := info.pop("warning", None):
+        say(f"Warning: {warning}")
+    if store.n_answered():
+        _refuse_other_engine(store.folder, store.manifest.get("engine", {}), info)
+    store.amend_manifest(engine=info)
+    if not info.get("system_role", True) and store.has_system_messages():
+        say(f"Warning: the chat template of {model.name} has no system role: descriptions of tasks are left out.")
 
 
 def _answers(
@@ -323,37 +349,56 @@ def _answers(
 
 def _refuse_other_engine(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """`dtype=auto` on another machine is another arithmetic: half a run of each would be neither."""
-    keys = ("dtype", "chat_template", "stop_ids", "max_length")
-    before, now = ({"on_cpu": info.get("device") == "cpu", **{k: info.get(k) for k in keys}} for info in (old, new))
-    if lines := differing_fields(before, now):
+    if lines := _other_arithmetic(old, new):
         raise StoreError(
             f"{folder} was begun otherwise ({'; '.join(lines)}). Use --fresh to start over, or another --out."
         )
 
 
+def _other_arithmetic(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In what two engines' infos differ that answers depend on."""
+    keys = ("dtype", "chat_template", "stop_ids", "max_length")
+    before, now = ({"on_cpu": info.get("device") == "cpu", **{k: info.get(k) for k in keys}} for info in (old, new))
+    return differing_fields(before, now)
+
+
 def score(store: RunStore) -> dict[str, Any]:
-    """Scores of what is there, audited, written to scores.json."""
+    """Scores of what is there, audited, written to scores.json; no more than one task's answers are held at once."""
     manifest = store.manifest
-    tasks, samples, outputs = manifest_tasks(manifest), store.samples(), store.outputs()
-    verdicts = store.verdicts_of(manifest.get("judges", {}))
+    tasks = {task.name: task for task in manifest_tasks(manifest)}
     chosen, scopes = manifest.get("chosen_judges", []), scopes_of(manifest)
     missing = manifest.get("missing", {})
-    members, panel, notes = _panel(manifest, tasks, samples, verdicts, scopes)
-    store.replace_verdicts(PANEL, panel)
-    result = score_run(
-        tasks,
-        samples,
-        outputs,
-        [*verdicts, *panel],
+    versions = dict(manifest.get("judges", {}))
+    members, notes = _seat_panel(store, manifest, list(tasks.values()), scopes)
+    audited = Audit(
+        list(tasks.values()),
         judges=chosen,
+        panel=members,
         scopes=scopes,
-        lengths=length_reference_of(store, tasks, samples),
-        calibrations=manifest.get("calibrations", {}),
-        labels=_labels(store.folder),
         missing=missing,
+        repeats=manifest["identity"].get("samples", 1),
     )
-    asked = {"repeats": manifest["identity"].get("samples", 1), "missing": missing}
-    findings = audit(tasks, samples, outputs, verdicts, judges=chosen, panel=members, scopes=scopes, **asked)
+    options = {
+        "judges": chosen,
+        "scopes": scopes,
+        "lengths": length_reference_of(store, tasks.values()),
+        "calibrations": manifest.get("calibrations", {}),
+        "labels": _labels(store.folder),
+    }
+    scored = {}
+    with outcomes_file(store.folder) as add:
+        for name in sorted({*tasks, *store.tasks()}):
+            # A comparison is with a text of the row's own; nothing else here turns on texts of the samples.
+            brief = name not in tasks or tasks[name].rubric != "pairwise"
+            answers = TaskAnswers(tasks.get(name), store.answers(name, {**versions, PANEL: None}, brief=brief))
+            audited.add(name, answers)
+            if name in tasks and name not in missing:
+                scored[name] = score_task(tasks[name], answers, **options)
+                add(name, task_outcomes(answers, scored[name]["judge"]))
+            # Before the next is read: two tasks of a million would be twice the memory of one.
+            del answers
+    result = score_tasks(list(tasks.values()), scored, missing=missing)
+    findings = audited.findings(stray_outputs=store.n_stray_outputs())
     scores = {
         "schema": SCHEMA,
         "model": {key: manifest["identity"]["model"][key] for key in ("name", "identity")},
@@ -362,37 +407,34 @@ def score(store: RunStore) -> dict[str, Any]:
         "limit": manifest["identity"]["limit"],
         "samples": manifest["identity"].get("samples", 1),
         "temperature": manifest["identity"].get("temperature"),
-        "judge": _primary_judge(tasks, result["tasks"], chosen, members, scopes),
+        "judge": _primary_judge(list(tasks.values()), result["tasks"], chosen, members, scopes),
         "panel": manifest.get("panel"),
         **result,
         "audit": findings,
         "status": "partial" if findings else result["status"],
         "reasons": [*result["reasons"], *notes, *(f"audit: {finding}" for finding in findings)],
     }
-    outcomes = run_outcomes(tasks, samples, outputs, [*verdicts, *panel], tasks=result["tasks"])
-    write_outcomes(store.folder, outcomes)
     store.write_scores(scores)
     return scores
 
 
-def _panel(
-    manifest: Mapping[str, Any],
-    tasks: Sequence[TaskSpec],
-    samples: Sequence[Sample],
-    verdicts: Sequence[Verdict],
-    scopes: Scopes,
-) -> tuple[Sequence[str], list[Verdict], list[str]]:
-    """The run's panel: its judges, its verdicts, and on which tasks too few of them can tell what is asked."""
+def _seat_panel(
+    store: RunStore, manifest: Mapping[str, Any], tasks: Sequence[TaskSpec], scopes: Scopes
+) -> tuple[Sequence[str], list[str]]:
+    """Have the run's panel judge anew: its judges, and on which tasks too few of them can tell what is asked."""
     told = manifest.get("panel")
     if told is None:
-        return (), [], []
+        if any(judge == PANEL for judge, _ in store.judges()):
+            store.replace_verdicts(PANEL, ())
+        return (), []
     rule, members = parse_rule(told["rule"]), told["judges"]
     notes = []
     for task in tasks:
         able = [name for name in judges_of(task, members, scopes) if name in members]
         if 0 < len(able) < rule.fewest_judges:
             notes.append(f"{task.name}: no panel: of its judges only {', '.join(able)} can tell what is asked")
-    return members, panel_verdicts(tasks, samples, verdicts, rule, judges=members, scopes=scopes), notes
+    store.replace_verdicts(PANEL, given_panel(store, tasks, rule, judges=members, scopes=scopes))
+    return members, notes
 
 
 def use_calibration(store: RunStore, calibration: Mapping[str, Any]) -> None:
@@ -457,13 +499,11 @@ def _manifest(plan: Plan, model: ModelSpec) -> dict[str, Any]:
         described["name"] = Path(spec.model).expanduser().resolve().name + model.name.removeprefix(spec.model)
     if spec.adapter is not None:
         described["adapter"] = Path(str(model.adapter)).name if is_folder(spec.adapter) else spec.adapter
-    # On vllm an adapter is vllm's own affair.
-    packages = (*_PACKAGES, model.engine, *(["peft"] if model.adapter is not None and model.engine == "hf" else []))
     return {
         "schema": SCHEMA,
         "identity": {
             "bfpo_bench": __version__,
-            "packages": {name: found for name in packages if (found := _version(name)) is not None},
+            "packages": {name: found for name in _packages(model) if (found := _version(name)) is not None},
             "model": described,
             "suite": spec.suite,
             "profile": spec.profile,
@@ -481,6 +521,12 @@ def _manifest(plan: Plan, model: ModelSpec) -> dict[str, Any]:
         # What is under test is its weights, however they came to be: not a part of the identity.
         **_trained_from(spec),
     }
+
+
+def _packages(model: ModelSpec) -> tuple[str, ...]:
+    """Those whose versions this model's answers depend on."""
+    # On vllm an adapter is vllm's own affair.
+    return (*_PACKAGES, model.engine, *(["peft"] if model.adapter is not None and model.engine == "hf" else []))
 
 
 def _trained_from(spec: RunSpec) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from bfpo_bench.correction import Calibrations, corrected
 from bfpo_bench.errors import JudgeError
@@ -18,6 +20,7 @@ from bfpo_bench.thinking import unfinished
 from bfpo_bench.types import (
     AXES,
     LM_EVAL_JUDGE,
+    Answered,
     Axis,
     JudgeScope,
     Label,
@@ -77,6 +80,10 @@ def judges_of(spec: TaskSpec, chosen: Sequence[str], scopes: Scopes | None = Non
     return able or (spec.judge,)
 
 
+# A task's right answers are a few numbers, over and over.
+_gold = lru_cache(maxsize=256)(json.loads)
+
+
 def passed_choice(sample: Sample, output: Output) -> bool | None:
     """Whether the choice of the highest log-probability is the gold one (lm-eval's `acc`); None without log-probs.
 
@@ -84,13 +91,196 @@ def passed_choice(sample: Sample, output: Output) -> bool | None:
     """
     if output.choice_logprobs is None or sample.reference is None:
         return None
-    best = max(range(len(output.choice_logprobs)), key=output.choice_logprobs.__getitem__)
-    gold = json.loads(sample.reference)
+    best = output.choice_logprobs.index(max(output.choice_logprobs))
+    gold = _gold(sample.reference)
     if isinstance(gold, list):
         return best in gold
     if isinstance(gold, str):
         return sample.choices[best][1].strip() == gold.strip()
     return bool(best == gold)
+
+
+# -- a task's answers, column by column -------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class JudgedColumn:
+    """What one judge said of a task's answers, an entry a sample; kept light, since a task may have a million.
+
+    outcomes   passed (1.0), failed (0.0), a score between, or why that cannot be said
+    labels     None where there is no verdict, or none with a label
+    versions   of the judge; None where there is no verdict
+    also       the metrics that the task names, of the scored answers that have them
+    in_part    how many scored verdicts tell that the judge saw the answer changed, by what they tell
+    compared   what a pairwise judge's figures stand on, where it gave a score
+    """
+
+    outcomes: list[float | str] = field(default_factory=list)
+    labels: list[Label | None] = field(default_factory=list)
+    versions: list[str | None] = field(default_factory=list)
+    also: dict[str, list[Any]] = field(default_factory=dict)
+    in_part: Counter[str] = field(default_factory=Counter)
+    compared: list[Compared] = field(default_factory=list)
+
+
+class Compared(NamedTuple):
+    """A pairwise judge's word on an answer: preference 0 to 1; lengths in characters, None without a reference."""
+
+    instruction: str
+    preference: float
+    shown_first: float | None
+    shown_second: float | None
+    length: int
+    baseline_length: int | None
+
+
+class TaskAnswers:
+    """What scores, outcomes and the audit need of a task's answers, in columns as long as `ids`; no text is kept.
+
+    Without `spec` (a task that the manifest does not know) the outcomes mean nothing; the counts do.
+    """
+
+    def __init__(self, spec: TaskSpec | None, answers: Iterable[Answered] = ()) -> None:
+        self._spec = spec
+        self._names: dict[str, str] = {}
+        self.ids: list[str] = []
+        self.prompts: list[str] = []
+        self.clusters: list[str | None] = []
+        self.categories: list[str | None] = []
+        # Why an answer cannot be measured, whoever judges it.
+        self.blocked: list[str | None] = []
+        # The choices' own outcomes; empty where texts are generated.
+        self.chosen: list[float | str] = []
+        self.judges: dict[str, JudgedColumn] = {}
+        self.repeats = array("L")
+        self.empty, self.truncated, self.chooses, self.judgeable = (bytearray() for _ in range(4))
+        self.n_lacking = self.n_failed = self.n_thinking = self.n_unfinished = 0
+        self.n_twice = self.n_unfounded = 0
+        for answered in answers:
+            self.add(answered)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, answered: Answered) -> None:
+        """The next sample."""
+        sample, output = answered.sample, answered.output
+        blocked = _blocked(sample, output)
+        self.ids.append(sample.id)
+        names = self._names
+        # One text for all that share a name: read from a store, each would be a text of its own.
+        self.prompts.append(
+            sample.id if sample.repeat_of is None else names.setdefault(sample.repeat_of, sample.repeat_of)
+        )
+        self.clusters.append(sample.cluster and names.setdefault(sample.cluster, sample.cluster))
+        self.categories.append(sample.category and names.setdefault(sample.category, sample.category))
+        self.repeats.append(sample.repeat)
+        self.chooses.append(bool(sample.choices))
+        self.blocked.append(blocked)
+        if self._spec is None or self._spec.kind != "generate":
+            self.chosen.append(self._choice(sample, output) if blocked is None else blocked)
+        if output is None:
+            self.n_lacking += 1
+            self.judgeable.append(False)
+            self.empty.append(False)
+            self.truncated.append(False)
+        else:
+            self.judgeable.append(output.failure is None)
+            self.empty.append(output.empty)
+            self.truncated.append(output.truncated)
+            self.n_failed += output.failure is not None
+            self.n_thinking += output.thinking is not None
+            self.n_unfinished += unfinished(output)
+        self._judged(answered, blocked)
+
+    def _choice(self, sample: Sample, output: Output | None) -> float | str:
+        passed = None if output is None else passed_choice(sample, output)
+        return "no_answer" if passed is None else float(passed)
+
+    def _judged(self, answered: Answered, blocked: str | None) -> None:
+        said = {verdict.judge: verdict for verdict in answered.verdicts}
+        if len(said) < len(answered.verdicts):
+            counts = Counter(verdict.judge for verdict in answered.verdicts)
+            self.n_twice += sum(n > 1 for judge, n in counts.items() if judge != PANEL)
+        if answered.output is None:
+            self.n_unfounded += sum(judge != PANEL for judge in said)
+        for judge in said:
+            if judge not in self.judges:
+                self.judges[judge] = self._column(self.blocked[:-1])
+        for judge, column in self.judges.items():
+            verdict = said.get(judge)
+            if verdict is None:
+                column.outcomes.append(blocked or "not_judged")
+                column.labels.append(None)
+                column.versions.append(None)
+            else:
+                self._verdict(column, verdict, answered, blocked)
+
+    def _column(self, blocked: Sequence[str | None]) -> JudgedColumn:
+        nothing: list[None] = [None] * len(blocked)
+        return JudgedColumn(
+            outcomes=[reason or "not_judged" for reason in blocked], labels=[*nothing], versions=[*nothing]
+        )
+
+    def _verdict(self, column: JudgedColumn, verdict: Verdict, answered: Answered, blocked: str | None) -> None:
+        outcome: float | str = blocked or "no_judge"
+        if blocked is None and self._spec is not None:
+            outcome = _said(self._spec, verdict)
+        column.outcomes.append(outcome)
+        column.labels.append(verdict.label)
+        column.versions.append(self._names.setdefault(verdict.judge_version, verdict.judge_version))
+        if verdict.metrics and not isinstance(outcome, str) and self._spec is not None:
+            for name in self._spec.also:
+                if name in verdict.metrics:
+                    column.also.setdefault(name, []).append(verdict.metrics[name])
+            for key in _IN_PART:
+                if key in verdict.metrics:
+                    column.in_part[key] += 1
+        if verdict.score is not None and self._spec is not None and self._spec.rubric == "pairwise":
+            column.compared.append(_compared(answered.sample, answered.output, verdict, float(verdict.score)))
+
+    def by(self, judge: str) -> JudgedColumn:
+        """What a judge said, one that said nothing too."""
+        return self.judges[judge] if judge in self.judges else self._column(self.blocked)
+
+    def own(self) -> Sequence[float | str]:
+        """The outcomes without a judge: the choices' own."""
+        return self.chosen or [reason or "no_judge" for reason in self.blocked]
+
+    def repeated(self) -> int:
+        """How many answers each prompt has."""
+        return max(self.repeats, default=0) + 1
+
+
+def _compared(sample: Sample, output: Output | None, verdict: Verdict, score: float) -> Compared:
+    def shown(name: str) -> float | None:
+        return float(verdict.metrics[name]) if name in verdict.metrics else None
+
+    return Compared(
+        instruction=sample.prompt,
+        preference=1.0 + score,
+        shown_first=shown("shown_first"),
+        shown_second=shown("shown_second"),
+        length=0 if output is None else len(output.text or ""),
+        baseline_length=len(str(sample.meta["output"])) if "output" in sample.meta else None,
+    )
+
+
+def answers_by_task(
+    samples: Iterable[Sample], outputs: Mapping[str, Output], verdicts: Iterable[Verdict]
+) -> dict[str, list[Answered]]:
+    """A run's parts in memory, put together sample by sample."""
+    said: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        said[verdict.sample_id].append(verdict)
+    found: dict[str, list[Answered]] = defaultdict(list)
+    for sample in samples:
+        answered = Answered(sample=sample, output=outputs.get(sample.id), verdicts=tuple(said.get(sample.id, ())))
+        found[sample.task].append(answered)
+    return found
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
 
 
 def score_run(
@@ -106,42 +296,70 @@ def score_run(
     labels: Mapping[str, str] | None = None,
     missing: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The content of scores.json but for the run's names: tasks, axes, status and its reasons.
+    """`score_task` of each task and `score_tasks` of them all, of a run whose parts lie in memory.
 
-    Where `verdicts` hold some of a panel (`panel_verdicts`), a task's score stands on them. `lengths` is what
-    AlpacaEval's length-controlled win rate needs. Rates are corrected for their judges' errors where there are
-    `calibrations` of the judges, by name and in the versions that judged, or human `labels` of the samples. `missing`
-    holds the tasks that could not be run, with the reason.
+    `missing` holds the tasks that could not be run, with the reason.
     """
+    answers = answers_by_task(samples, outputs, verdicts)
+    options: dict[str, Any] = {"judges": judges, "scopes": scopes, "lengths": lengths}
+    options |= {"calibrations": calibrations, "labels": labels}
+    tasks = {
+        spec.name: score_task(spec, TaskAnswers(spec, answers.get(spec.name, ())), **options)
+        for spec in specs
+        if spec.name not in (missing or {})
+    }
+    return score_tasks(specs, tasks, missing=missing)
+
+
+def score_task(
+    spec: TaskSpec,
+    answers: TaskAnswers,
+    *,
+    judges: Sequence[str] = (),
+    scopes: Scopes | None = None,
+    lengths: LengthReference | None = None,
+    calibrations: Calibrations | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A task's part of scores.json.
+
+    Where its answers have verdicts of a panel (`panel_verdicts`), the score stands on them. `lengths` is what
+    AlpacaEval's length-controlled win rate needs. Rates are corrected for their judges' errors where there are
+    `calibrations` of the judges, by name and in the versions that judged, or human `labels` of the samples.
+    """
+    mine = judges_of(spec, judges, scopes)
+    if PANEL in answers.judges:
+        mine = (PANEL, *mine)
+    task = _task(spec, answers, mine, lengths)
+    if mine and spec.rubric in HARM_RUBRICS:
+        for judge, rating in ((task["judge"], task), *task["other_judges"].items()):
+            rating["corrected"] = None
+            if not (calibrations or labels):
+                continue
+            scored = _scored_verdicts(judge, answers)
+            found = corrected(spec.axis, judge, scored, calibrations=calibrations or {}, labels=labels or {})
+            if found is not None and any(answers.repeats):
+                found = {"refused": "answers to one prompt are not independent, as its interval would have it"}
+            rating["corrected"] = found
+    return task
+
+
+def _scored_verdicts(judge: str, answers: TaskAnswers) -> list[Verdict]:
+    """The judge's verdicts on the answers that are scored by it, as far as a correction looks at them."""
+    column, found = answers.by(judge), []
+    for id_, outcome, label, version in zip(answers.ids, column.outcomes, column.labels, column.versions, strict=True):
+        if not isinstance(outcome, str) and version is not None:
+            word: dict[str, Any] = {"score": outcome} if label is None else {"label": label}
+            found.append(Verdict(sample_id=id_, judge=judge, judge_version=version, **word))
+    return found
+
+
+def score_tasks(
+    specs: Sequence[TaskSpec], tasks: Mapping[str, dict[str, Any]], *, missing: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The content of scores.json but for the run's names, from its tasks' scores: tasks, axes, status, its reasons."""
     missing = missing or {}
-    by_task: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_task[sample.task].append(sample)
-    by_judge: dict[str, dict[str, Verdict]] = defaultdict(dict)
-    for verdict in verdicts:
-        by_judge[verdict.judge][verdict.sample_id] = verdict
-    tasks = {}
-    for spec in specs:
-        if spec.name not in missing:
-            mine, theirs = judges_of(spec, judges, scopes), by_task[spec.name]
-            if any(sample.id in by_judge[PANEL] for sample in theirs):
-                mine = (PANEL, *mine)
-            task = _task(spec, theirs, outputs, by_judge, mine, lengths)
-            if mine and spec.rubric in HARM_RUBRICS:
-                for judge, rating in ((task["judge"], task), *task["other_judges"].items()):
-                    rating["corrected"] = None
-                    if not (calibrations or labels):
-                        continue
-                    scored = [
-                        by_judge[judge][s.id]
-                        for s in theirs
-                        if not isinstance(outcome_of(spec, s, outputs.get(s.id), by_judge[judge]), str)
-                    ]
-                    found = corrected(spec.axis, judge, scored, calibrations=calibrations or {}, labels=labels or {})
-                    if found is not None and any(sample.repeat for sample in theirs):
-                        found = {"refused": "answers to one prompt are not independent, as its interval would have it"}
-                    rating["corrected"] = found
-            tasks[spec.name] = task
+    tasks = {spec.name: tasks[spec.name] for spec in specs if spec.name in tasks}
     reasons = [f"{name}: not run: {reason}" for name, reason in sorted(missing.items())]
     partial = bool(missing)
     for name, task in sorted(tasks.items()):
@@ -165,26 +383,19 @@ def score_run(
 
 
 def _task(
-    spec: TaskSpec,
-    samples: Sequence[Sample],
-    outputs: Mapping[str, Output],
-    by_judge: Mapping[str, Mapping[str, Verdict]],
-    judges: Sequence[str],
-    lengths: LengthReference | None,
+    spec: TaskSpec, answers: TaskAnswers, judges: Sequence[str], lengths: LengthReference | None
 ) -> dict[str, Any]:
     if judges:
         # A judge that was asked earlier, and is not among those that the scores stand on now, keeps its place.
-        ids = {sample.id for sample in samples}
-        earlier = (name for name, verdicts in by_judge.items() if name not in judges and ids & verdicts.keys())
-        judges = [*judges, *sorted(earlier)]
-    ratings = [(name, _rate(spec, samples, outputs, by_judge.get(name, {}))) for name in judges]
+        judges = [*judges, *sorted(answers.judges.keys() - set(judges))]
+    ratings = [(name, _rate(spec, answers, answers.by(name))) for name in judges]
     for name, rating in ratings:
         if _prefers(name) and spec.rubric == "pairwise":
-            rating["preference"] = _preference(name, samples, outputs, by_judge.get(name, {}), lengths)
+            rating["preference"] = _preference(name, answers.by(name).compared, lengths)
     if not ratings:
-        ratings = [("", _rate(spec, samples, outputs, None))]
+        ratings = [("", _rate(spec, answers, None))]
     (judge, first), others = ratings[0], ratings[1:]
-    repeats = _repeats(samples)
+    repeats = answers.repeated()
     return {
         "axis": spec.axis,
         "kind": spec.kind,
@@ -195,46 +406,33 @@ def _task(
         # In the unit of the other counts: answers.
         "n_published": None if spec.n is None else spec.n * repeats,
         "judge": judge or None,
-        "n_total": len(samples),
-        "n_failed": sum(s.id in outputs and outputs[s.id].failure is not None for s in samples),
-        "n_thinking": sum(s.id in outputs and outputs[s.id].thinking is not None for s in samples),
-        "n_unfinished_thinking": sum(s.id in outputs and unfinished(outputs[s.id]) for s in samples),
+        "n_total": len(answers),
+        "n_failed": answers.n_failed,
+        "n_thinking": answers.n_thinking,
+        "n_unfinished_thinking": answers.n_unfinished,
         **first,
         "other_judges": dict(others),
     }
 
 
-def _rate(
-    spec: TaskSpec,
-    samples: Sequence[Sample],
-    outputs: Mapping[str, Output],
-    verdicts: Mapping[str, Verdict] | None,
-) -> dict[str, Any]:
-    """One judge's (or, with `verdicts` None, the choices') score of a task, with all that it leaves out counted."""
-    passed: dict[str, float] = {}
-    unscored: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    versions: set[str] = set()
-    for sample in samples:
-        result = outcome_of(spec, sample, outputs.get(sample.id), verdicts)
-        if isinstance(result, str):
-            unscored[result] += 1
-        else:
-            passed[sample.id] = float(result)
-        if verdicts is not None and (verdict := verdicts.get(sample.id)) is not None:
-            versions.add(verdict.judge_version)
-            if verdict.label is not None:
-                labels[verdict.label] += 1
-    mine = [] if verdicts is None else [verdicts[id_] for id_ in passed if id_ in verdicts]
-    categories = sorted({s.category for s in samples if s.category is not None})
+def _rate(spec: TaskSpec, answers: TaskAnswers, judged: JudgedColumn | None) -> dict[str, Any]:
+    """One judge's (or, with `judged` None, the choices') score of a task, with all that it leaves out counted."""
+    outcomes, column = (answers.own(), JudgedColumn()) if judged is None else (judged.outcomes, judged)
+    unscored = Counter(outcome for outcome in outcomes if isinstance(outcome, str))
+    labels = Counter(label for label in column.labels if label is not None)
+    versions = {version for version in column.versions if version is not None}
+    in_category: dict[str, array[int]] = {}
+    for i, category in enumerate(answers.categories):
+        if category is not None:
+            in_category.setdefault(category, array("L")).append(i)
     return {
-        "score": _score(samples, passed, outputs),
-        "worst_of_k": _worst(samples, passed, outputs),
-        "categories": {c: _score([s for s in samples if s.category == c], passed, outputs) for c in categories},
+        "score": _score(answers, range(len(answers)), outcomes),
+        "worst_of_k": _worst(answers, outcomes),
+        "categories": {c: _score(answers, in_category[c], outcomes) for c in sorted(in_category)},
         "unscored": dict(sorted(unscored.items())),
         "labels": dict(sorted(labels.items())),
-        "also": {name: _also(name, [v.metrics for v in mine if name in v.metrics]) for name in spec.also},
-        "judged_in_part": {key: n for key in _IN_PART if (n := sum(key in v.metrics for v in mine))},
+        "also": {name: _also(name, column.also.get(name, [])) for name in spec.also},
+        "judged_in_part": {key: column.in_part[key] for key in _IN_PART if column.in_part[key]},
         "judge_version": ", ".join(sorted(versions)) or None,
     }
 
@@ -269,45 +467,40 @@ def _judge_notes(task: Mapping[str, Any]) -> list[str]:
 
 def panel_verdicts(
     specs: Sequence[TaskSpec],
-    samples: Sequence[Sample],
-    verdicts: Sequence[Verdict],
+    answers: Callable[[str], Iterable[Answered]],
     rule: PanelRule,
     *,
+    versions: Mapping[str, str],
     judges: Sequence[str],
     scopes: Scopes | None = None,
-) -> list[Verdict]:
-    """The panel's verdict on each sample that any of its judges has seen, for the tasks that have judges enough."""
-    given: dict[str, dict[str, Verdict]] = defaultdict(dict)
-    for verdict in verdicts:
-        given[verdict.judge][verdict.sample_id] = verdict
-    found: list[Verdict] = []
+) -> Iterator[Verdict]:
+    """The panel's verdict on each sample that any of its judges has seen, for the tasks that have judges enough.
+
+    `answers` gives a task's, by its name; `versions` are those of the judges that judged anything in the run, and make
+    the panel's.
+    """
     for spec in specs:
         names = judges_of(spec, judges, scopes)
         if len(names) >= rule.fewest_judges:
-            mine = [sample.id for sample in samples if sample.task == spec.name]
-            found += _panel_of_task(spec, mine, {name: given[name] for name in names}, rule)
-    return found
+            theirs = sorted({versions[name] for name in names if name in versions})
+            version = f"min={rule.min_votes},tie={rule.tie} of " + ", ".join(theirs)
+            for answered in answers(spec.name):
+                said = {verdict.judge: verdict for verdict in answered.verdicts}
+                votes = {name: said.get(name) for name in names}
+                if any(verdict is not None for verdict in votes.values()):
+                    yield _panel_of(spec, answered.sample.id, votes, rule, version)
 
 
-def _panel_of_task(
-    spec: TaskSpec, ids: Sequence[str], by_judge: Mapping[str, Mapping[str, Verdict]], rule: PanelRule
-) -> Iterator[Verdict]:
-    """The judges' versions make the panel's."""
-    versions = {v.judge_version for verdicts in by_judge.values() for v in verdicts.values()}
-    version = f"min={rule.min_votes},tie={rule.tie} of " + ", ".join(sorted(versions))
-    for id_ in ids:
-        votes = {name: verdicts.get(id_) for name, verdicts in by_judge.items()}
-        if all(verdict is None for verdict in votes.values()):
-            continue
-        try:
-            result = panel(votes, rule, passing=PASSING[spec.axis])
-        except ValueError as error:
-            raise JudgeError(f"--panel on task {spec.name!r}: {error}.") from None
-        counts = {"n_asked": result.n_asked, "n_valid": result.n_valid, "n_agreed": result.n_agreed}
-        word: dict[str, Any] = {"score": result.outcome}
-        if result.outcome is None:
-            word = {"unscored": "tie" if result.reason == "tie" else "few_votes"}
-        yield Verdict(sample_id=id_, judge=PANEL, judge_version=version, metrics=counts, detail=result.reason, **word)
+def _panel_of(spec: TaskSpec, id_: str, votes: Mapping[str, Verdict | None], rule: PanelRule, version: str) -> Verdict:
+    try:
+        result = panel(votes, rule, passing=PASSING[spec.axis])
+    except ValueError as error:
+        raise JudgeError(f"--panel on task {spec.name!r}: {error}.") from None
+    counts = {"n_asked": result.n_asked, "n_valid": result.n_valid, "n_agreed": result.n_agreed}
+    word: dict[str, Any] = {"score": result.outcome}
+    if result.outcome is None:
+        word = {"unscored": "tie" if result.reason == "tie" else "few_votes"}
+    return Verdict(sample_id=id_, judge=PANEL, judge_version=version, metrics=counts, detail=result.reason, **word)
 
 
 # Judges whose scores are AlpacaEval's preferences: its difficulties are those of that annotator.
@@ -324,47 +517,41 @@ FEWEST_CONTROLLED = 100
 NO_LENGTHS = "df_gamed.csv is not here; get it with `python -m bfpo_bench data fetch --judges alpaca_eval`"
 
 
-def _preference(
-    judge: str,
-    samples: Sequence[Sample],
-    outputs: Mapping[str, Output],
-    verdicts: Mapping[str, Verdict],
-    lengths: LengthReference | None,
-) -> dict[str, Any]:
+def _preference(judge: str, compared: Sequence[Compared], lengths: LengthReference | None) -> dict[str, Any]:
     """AlpacaEval 2.0's figures as fractions: win rate with its standard error, by order, length-controlled."""
-    scored = [s for s in samples if s.id in verdicts and verdicts[s.id].score is not None]
-    preferences = {s.id: 1.0 + float(verdicts[s.id].score or 0.0) for s in scored}
-    rate = win_rate(list(preferences.values()))
+    rate = win_rate([one.preference for one in compared])
     why = "one length for all answers" if lengths is not None else NO_LENGTHS
-    if len(scored) < FEWEST_CONTROLLED:
+    if len(compared) < FEWEST_CONTROLLED:
         why = (
-            f"{len(scored)} judged instructions, and {FEWEST_CONTROLLED} are needed for an interval that can be trusted"
+            f"{len(compared)} judged instructions, and {FEWEST_CONTROLLED} are needed for an interval that can be "
+            "trusted"
         )
     found: dict[str, Any] = {
         "win_rate": None if rate is None else asdict(rate),
-        "shown_first": _mean_metric("shown_first", [verdicts[s.id] for s in scored]),
-        "shown_second": _mean_metric("shown_second", [verdicts[s.id] for s in scored]),
+        "shown_first": _mean_preference([one.shown_first for one in compared]),
+        "shown_second": _mean_preference([one.shown_second for one in compared]),
         "length_controlled": None,
         "why": why,
     }
-    if lengths is not None and len(scored) >= FEWEST_CONTROLLED:
+    if lengths is not None and len(compared) >= FEWEST_CONTROLLED:
         comparisons = [
             Comparison(
-                instruction=s.prompt,
-                preference=preferences[s.id],
-                length=len(outputs[s.id].text or ""),
-                baseline_length=len(str(s.meta["output"])),
+                instruction=one.instruction,
+                preference=one.preference,
+                length=one.length,
+                baseline_length=one.baseline_length,
             )
-            for s in scored
+            for one in compared
+            if one.baseline_length is not None
         ]
         fitted = length_controlled(comparisons, reference=lengths, paper=judge.startswith("alpaca_eval-paper"))
         found["length_controlled"] = None if fitted is None else asdict(fitted)
     return found
 
 
-def _mean_metric(name: str, verdicts: Sequence[Verdict]) -> float | None:
-    """Mean of a preference among the verdicts that have it, from 0 to 1."""
-    values = [float(verdict.metrics[name]) - 1.0 for verdict in verdicts if name in verdict.metrics]
+def _mean_preference(given: Sequence[float | None]) -> float | None:
+    """Mean of the preferences (1 to 2) that there are, from 0 to 1."""
+    values = [value - 1.0 for value in given if value is not None]
     return math.fsum(values) / len(values) if values else None
 
 
@@ -372,69 +559,73 @@ def outcome_of(
     spec: TaskSpec, sample: Sample, output: Output | None, verdicts: Mapping[str, Verdict] | None
 ) -> float | str:
     """Passed (1.0) or not (0.0), or a score between, or why that cannot be said."""
-    if output is None:
-        return "no_answer"
-    if output.failure is not None:
-        return output.failure
-    if output.cut_before_answer or (unfinished(output) and sample.generation.get("until")):
-        # Ended by our limit, or by a stop string in the middle of a thought: not measured.
-        return "unfinished_thinking"
+    if output is None or (blocked := _blocked(sample, output)) is not None:
+        return "no_answer" if output is None else str(blocked)
     if verdicts is None:
         if spec.kind == "generate":
             return "no_judge"
         passed = passed_choice(sample, output)
         return "no_answer" if passed is None else float(passed)
     verdict = verdicts.get(sample.id)
-    if verdict is None:
-        return "not_judged"
+    return "not_judged" if verdict is None else _said(spec, verdict)
+
+
+def _blocked(sample: Sample, output: Output | None) -> str | None:
+    """Why there is no answer to measure, whoever judges; None where there is one."""
+    if output is None:
+        return "no_answer"
+    if output.failure is not None:
+        return output.failure
+    # Without thinking nothing of this applies, and the text need not be looked at.
+    if output.thinking is not None and (
+        output.cut_before_answer or (unfinished(output) and sample.generation.get("until"))
+    ):
+        # Ended by our limit, or by a stop string in the middle of a thought: not measured.
+        return "unfinished_thinking"
+    return None
+
+
+def _said(spec: TaskSpec, verdict: Verdict) -> float | str:
     if verdict.score is not None:
-        return verdict.score
+        return float(verdict.score)
     if verdict.label is None:
         return str(verdict.unscored)
     return float(verdict.label in PASSING[spec.axis])
 
 
-def _score(
-    samples: Sequence[Sample], passed: Mapping[str, float], outputs: Mapping[str, Output]
-) -> dict[str, Any] | None:
-    """The mean over all answers; what hangs together (a template's, a prompt's answers) is resampled together."""
-    scored = [s for s in samples if s.id in passed]
+def _score(answers: TaskAnswers, at: Sequence[int], outcomes: Sequence[float | str]) -> dict[str, Any] | None:
+    """The mean over the answers at these places; what hangs together (a template's, a prompt's) is drawn together."""
+    scored = [i for i in at if not isinstance(outcomes[i], str)]
     score = clustered_interval(
-        [passed[s.id] for s in scored],
-        [s.cluster or s.id for s in scored],
-        n_unscored=len(samples) - len(scored),
-        n_empty=sum(s.id in outputs and outputs[s.id].empty for s in samples),
-        n_truncated=sum(s.id in outputs and outputs[s.id].truncated for s in samples),
+        [float(outcomes[i]) for i in scored],
+        [answers.clusters[i] or answers.ids[i] for i in scored],
+        n_unscored=len(at) - len(scored),
+        n_empty=sum(answers.empty[i] for i in at),
+        n_truncated=sum(answers.truncated[i] for i in at),
     )
     return None if score is None else asdict(score)
 
 
-def _worst(
-    samples: Sequence[Sample], passed: Mapping[str, float], outputs: Mapping[str, Output]
-) -> dict[str, Any] | None:
+def _worst(answers: TaskAnswers, outcomes: Sequence[float | str]) -> dict[str, Any] | None:
     """The mean over prompts of the worst of a prompt's answers; None where each was asked once.
 
     A prompt with an answer that is not scored is not scored: the worst of fewer looks better. All counts are of
     prompts, `n_empty` and `n_truncated` of those with such an answer among theirs.
     """
-    if (repeats := _repeats(samples)) == 1:
+    if (repeats := answers.repeated()) == 1:
         return None
-    scored = [s for s in samples if s.id in passed]
+    scored = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    prompts = answers.prompts
     score = worst_of(
-        [passed[s.id] for s in scored],
-        [s.prompt_id for s in scored],
+        [float(outcomes[i]) for i in scored],
+        [prompts[i] for i in scored],
         k=repeats,
-        clusters=[s.cluster or s.prompt_id for s in scored],
-        n_unscored=len({s.prompt_id for s in samples} - {s.prompt_id for s in scored}),
-        n_empty=len({s.prompt_id for s in samples if s.id in outputs and outputs[s.id].empty}),
-        n_truncated=len({s.prompt_id for s in samples if s.id in outputs and outputs[s.id].truncated}),
+        clusters=[answers.clusters[i] or prompts[i] for i in scored],
+        n_unscored=len(set(prompts) - {prompts[i] for i in scored}),
+        n_empty=len({prompt for prompt, empty in zip(prompts, answers.empty, strict=True) if empty}),
+        n_truncated=len({prompt for prompt, cut in zip(prompts, answers.truncated, strict=True) if cut}),
     )
     return None if score is None else asdict(score)
-
-
-def _repeats(samples: Sequence[Sample]) -> int:
-    """How many answers each prompt has."""
-    return max((sample.repeat for sample in samples), default=0) + 1
 
 
 def _axis(axis: Axis, specs: Sequence[TaskSpec], tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -483,9 +674,8 @@ def _paper(specs: Sequence[TaskSpec], tasks: Mapping[str, Mapping[str, Any]]) ->
     return {name: None if mean is None else asdict(mean) for name, mean in means.items()} | {"n_tasks": counts}
 
 
-def _also(name: str, metrics: Sequence[Mapping[str, Any]]) -> float | None:
+def _also(name: str, values: Sequence[Any]) -> float | None:
     """A further metric over a task's samples: the mean of numbers, of all entries of lists, or BBQ's bias score."""
-    values = [metric[name] for metric in metrics]
     if name in _BBQ_BIAS:
         return bbq_bias([value for value in values if None not in value], disambiguated=_BBQ_BIAS[name])
     entries = [entry for value in values for entry in (value if isinstance(value, list) else [value])]

@@ -5,6 +5,7 @@ RUN/run.sqlite      samples, outputs, verdicts; every batch is one transaction
 RUN/outcomes.json   derived from these two: what became of each sample (outcomes.py)
 RUN/scores.json     derived likewise; sorted keys, no timestamps
 RUN/run.lock        held by the one writer, let go by the kernel when it dies
+RUN/planning.sqlite the samples while they are made; then it is run.sqlite
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Protocol, Self, TextIO, TypeVar, cast
 
 from bfpo_bench.errors import StoreError
-from bfpo_bench.types import Message, Output, Sample, Verdict
+from bfpo_bench.types import Answered, Message, Output, Sample, Verdict
 
 SCHEMA = 2
 DATABASE = "run.sqlite"
@@ -28,6 +31,7 @@ MANIFEST = "manifest.json"
 OUTCOMES = "outcomes.json"
 SCORES = "scores.json"
 LOCK = "run.lock"
+_PLAN = "planning.sqlite"
 # What belongs to a run's own answers and is kept beside them: human labels, AlpacaEval's df_gamed.csv.
 LABELS = "labels.json"
 LENGTH_CONTROL = "length_control.csv"
@@ -46,21 +50,73 @@ CREATE TABLE IF NOT EXISTS verdicts (
     label TEXT, score REAL, unscored TEXT, raw TEXT NOT NULL, detail TEXT NOT NULL, metrics TEXT NOT NULL,
     PRIMARY KEY (sample_id, judge, judge_version)
 ) STRICT;
+CREATE INDEX IF NOT EXISTS samples_by_task ON samples (task, position, id);
 """
+
+# A page of a task's samples with their outputs, and what was said of them; the second finds its ids in the index.
+_PAGE = 1000
+_PAGE_OF_ANSWERS = """
+SELECT position, samples.id, {} FROM samples LEFT JOIN outputs ON outputs.sample_id = samples.id
+WHERE task = ? AND position > ? ORDER BY position LIMIT ?
+"""
+_WHOLE_ANSWERS = _PAGE_OF_ANSWERS.format("body, NULL, outputs.*")
+# SQLite takes a few fields out of a body in a third of the time in which Python reads it; the choices' texts are wanted
+# only where a text among them is the right answer.
+_BRIEF_ANSWERS = _PAGE_OF_ANSWERS.format(
+    "json_extract(body, '$.index', '$.reference', '$.category', '$.cluster', '$.repeat', '$.repeat_of', "
+    "'$.generation.until'), CASE WHEN json_extract(body, '$.reference') LIKE '\"%' "
+    "THEN json_extract(body, '$.choices') ELSE json_array_length(body, '$.choices') END, "
+    "sample_id, text, thinking, choice_logprobs, NULL, finish_reason, n_prompt_tokens, n_tokens, NULL, failure, ''"
+)
+_SAID = """
+SELECT position, sample_id, judge, judge_version, label, score, unscored, metrics
+FROM samples CROSS JOIN verdicts ON verdicts.sample_id = samples.id
+WHERE task = ? AND position > ? AND position <= ?
+"""
+
+_TEXTS = """
+SELECT position, text FROM samples JOIN outputs ON outputs.sample_id = samples.id
+WHERE task = ? AND position > ? ORDER BY position LIMIT ?
+"""
+_JUDGEABLE = """
+SELECT count(*) FROM samples CROSS JOIN outputs ON outputs.sample_id = samples.id WHERE task = ? AND failure IS NULL
+"""
+_JUDGED = """
+SELECT count(*) FROM samples CROSS JOIN outputs ON outputs.sample_id = samples.id
+CROSS JOIN verdicts ON verdicts.sample_id = samples.id
+WHERE task = ? AND failure IS NULL AND judge = ? AND judge_version = ? AND unscored IS NULL
+"""
+# In KiB, and so negative: ids are hashes, and a batch touches most pages of a large run's index on them.
+_CACHE = -(2**16)
 
 _ANY_SAMPLE = "SELECT EXISTS (SELECT 1 FROM samples)"
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How far a run is: what was planned, and how much of it has an output."""
+
+    samples: int
+    answered: int
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`, or leave it as it was: temporary file, fsync, rename."""
+    """Replace `path` by `text`, or leave it as it was."""
+    with replaced(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[TextIO]:
+    """Replace `path` by what is written, once all of it is, or leave it as it was: temporary file, fsync, rename."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             # A path from the command line can hold half a surrogate pair; JSON spells it as this escape.
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp's mode is for secrets; a run's files are as readable as any other that the user makes.
@@ -103,6 +159,32 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
     return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What can be told of a sample without building it: enough to plan in which batch it is asked.
+
+    `row` is its number in the file, for `samples_in`; `generation` is JSON with sorted keys.
+    """
+
+    row: int
+    id: str
+    task: str
+    previous: str | None
+    chooses: bool
+    generation: str
+    characters: int
+    answered: bool
+
+
+class Planned(Protocol):
+    """A run's samples as they are made, and what its manifest is to say of them once they all are."""
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    @property
+    def learned(self) -> Mapping[str, Any]: ...
+
+
 class RunStore:
     """Outputs and verdicts of one run. Open it with `create_or_resume`, `open` (writers) or `read`."""
 
@@ -115,12 +197,20 @@ class RunStore:
 
     @classmethod
     def create_or_resume(
-        cls, folder: Path, manifest: Mapping[str, Any], *, mode: Literal["auto", "resume", "fresh"] = "auto"
+        cls,
+        folder: Path,
+        manifest: Mapping[str, Any],
+        *,
+        mode: Literal["auto", "resume", "fresh"] = "auto",
+        samples: Planned | None = None,
     ) -> RunStore:
         """Take the run's lock, then begin it, or go on with it where its manifest's identity is the same.
 
         `manifest` holds `identity` (compared) and anything else (kept from the first start). Raises StoreError when
         another process holds the run, or when the identity differs, naming what differs.
+        `samples` are asked for where the run has none yet, or begins afresh, and written as they come, in one
+        transaction. Until the last is there nothing else changes: whatever they raise leaves the folder as it was, and
+        after a kill the run is planned again.
         """
         if mode == "resume" and not (folder / MANIFEST).exists():
             raise StoreError(
@@ -128,19 +218,30 @@ class RunStore:
             )
         # As it will be read back: a tuple and the list that JSON makes of it are the same value.
         manifest = json.loads(to_json(manifest))
-        _make_folder(folder)
+        made = _make_folder(folder)
         release = _lock(folder)
         try:
             path = folder / MANIFEST
-            if mode == "fresh" and path.exists():
+            fresh = mode == "fresh" and path.exists()
+            begun = _read_manifest(folder) if path.exists() and not fresh else None
+            if begun is not None:
+                _refuse_other_run(folder, begun, manifest)
+            planned = samples is not None and (fresh or not cls.is_planned(folder))
+            if samples is not None and planned:
+                _write_plan(folder, samples)
+                manifest = {**(begun or manifest), **samples.learned}
+            if fresh:
                 _set_aside(folder)
-            if path.exists():
-                _refuse_other_run(folder, _read_manifest(folder), manifest)
-            else:
+            if begun is None or planned:
                 write_atomically(path, to_json(manifest))
+            if planned:
+                _take_plan(folder)
             return cls(folder, _connect(folder / DATABASE), release)
         except BaseException:
+            if made:
+                (folder / LOCK).unlink(missing_ok=True)
             release()
+            _remove_empty(made)
             raise
 
     @classmethod
@@ -168,6 +269,22 @@ class RunStore:
             database.close()
 
     @classmethod
+    def counts(cls, folder: Path) -> Counts | None:
+        """How far the run in `folder` is, beside its writer; None where none was begun there, or it is just being."""
+        if not ((folder / MANIFEST).exists() and (folder / DATABASE).exists()):
+            return None
+        database = _connect(folder / DATABASE, read_only=True)
+        try:
+            with _reporting(folder):
+                if not _has_tables(database):
+                    return None
+                counted = "SELECT (SELECT count(*) FROM samples), (SELECT count(*) FROM outputs)"
+                samples, answered = database.execute(counted).fetchone()
+                return Counts(samples=samples, answered=answered)
+        finally:
+            database.close()
+
+    @classmethod
     def read(cls, folder: Path) -> RunStore:
         """A reader; works beside a writer and on read-only media."""
         _must_be_a_run(folder)
@@ -175,7 +292,7 @@ class RunStore:
 
     def discard(self) -> None:
         """End a run that holds no answer yet as if it had not begun; its log stays."""
-        if self.answered():
+        if self.n_answered():
             raise ValueError("a run with answers is never discarded")
         self._database.close()
         for name in (MANIFEST, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LABELS, LENGTH_CONTROL):
@@ -240,11 +357,10 @@ class RunStore:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def add_samples(self, samples: Sequence[Sample]) -> None:
-        """After those that are there: a resumed run may find data that it lacked before."""
-        first = self._select("SELECT count(*) FROM samples", ())[0][0]
-        rows = [(s.id, s.task, position, _sample_to_json(s)) for position, s in enumerate(samples, first)]
-        self._insert("INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?)", rows)
+    def add_samples(self, samples: Iterable[Sample]) -> None:
+        """After those that are there, as they come: a resumed run may find data that it lacked before."""
+        first = self._select("SELECT coalesce(max(position) + 1, 0) FROM samples", ())[0][0]
+        self._insert(_INSERT_SAMPLE, map(_sample_row, enumerate(samples, first)))
 
     def add_outputs(self, outputs: Iterable[Output]) -> None:
         """Commit one batch; an output that is there already stays as it is."""
@@ -276,15 +392,16 @@ class RunStore:
             rows,
         )
 
-    def replace_verdicts(self, judge: str, verdicts: Sequence[Verdict]) -> None:
-        """All that a judge says anew, at once: for one that is computed from the others' verdicts (a panel)."""
-        if not verdicts and not self._select("SELECT 1 FROM verdicts WHERE judge = ? LIMIT 1", (judge,)):
-            return
+    def replace_verdicts(self, judge: str, verdicts: Iterable[Verdict]) -> None:
+        """All that a judge says anew, in one transaction: for one that is computed from the others' verdicts (a panel).
+
+        They may be made on the way from what is read here of the other judges.
+        """
         with _reporting(self.folder), self._database:
             self._database.execute("DELETE FROM verdicts WHERE judge = ?", (judge,))
             self._database.executemany(_INSERT_VERDICT, map(_verdict_row, verdicts))
 
-    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _insert(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         with _reporting(self.folder), self._database:
             self._database.executemany(statement, rows)
 
@@ -311,6 +428,72 @@ class RunStore:
         )
         return self._parsed(_verdict_from_row, rows)
 
+    def answers(self, task: str, versions: Mapping[str, str | None], *, brief: bool = False) -> Iterator[Answered]:
+        """A task's samples in order, each with its output and what these judges said in these versions (None: in any).
+
+        Read page by page; between pages anything may be written. The verdicts lack the judges' own words (`raw`,
+        `detail`), which no score needs. With `brief` there are neither prompts, messages, settings and rows of the
+        samples nor the outputs' `choice_greedy`, `prompt_sha` and `detail`, and of the choices the texts only where the
+        right answer is a text: what is left is read much faster.
+        """
+        last, asked = -1, _BRIEF_ANSWERS if brief else _WHOLE_ANSWERS
+        while True:
+            try:
+                rows = self._select(asked, (task, last, _PAGE))
+            except StoreError as error:
+                if asked is _WHOLE_ANSWERS or "malformed JSON" not in str(error):
+                    raise
+                # A row may hold NaN, which Python writes and reads, and SQLite does not.
+                asked = _WHOLE_ANSWERS
+                continue
+            if not rows:
+                return
+            said = self._said(task, versions, after=last, to=rows[-1][0])
+            last = rows[-1][0]
+            sample = partial(_brief_sample, task) if asked is _BRIEF_ANSWERS else _whole_sample
+            # One at a time: a page of them would be many objects for the garbage collector to go through.
+            yield from self._built(partial(_answered, sample, said), rows)
+
+    def _said(
+        self, task: str, versions: Mapping[str, str | None], *, after: int, to: int
+    ) -> dict[int, tuple[Verdict, ...]]:
+        found: dict[int, tuple[Verdict, ...]] = {}
+        if versions:
+            rows = self._select(_SAID, (task, after, to))
+            wanted = [row for row in rows if row[2] in versions and versions[row[2]] in (None, row[3])]
+            for row, verdict in zip(wanted, self._built(_brief_verdict, wanted), strict=True):
+                found[row[0]] = (*found[row[0]], verdict) if row[0] in found else (verdict,)
+        return found
+
+    def texts(self, task: str) -> Iterator[str | None]:
+        """Of a task's outputs, in their samples' order; read page by page."""
+        last = -1
+        while rows := self._select(_TEXTS, (task, last, _PAGE)):
+            last = rows[-1][0]
+            yield from (text for _, text in rows)
+
+    def n_judgeable(self, task: str) -> int:
+        """How many of a task's samples have an answer."""
+        return int(self._select(_JUDGEABLE, (task,))[0][0])
+
+    def n_judged(self, task: str, judge: str, version: str) -> int:
+        """How many of them this version of the judge has judged; an unscored one is asked again."""
+        return int(self._select(_JUDGED, (task, judge, version))[0][0])
+
+    def tasks(self) -> list[str]:
+        """Those that have samples, in the order in which they were planned."""
+        rows = self._select("SELECT task FROM samples GROUP BY task ORDER BY min(position)", ())
+        return [task for (task,) in rows]
+
+    def judges(self) -> set[tuple[str, str]]:
+        """Every judge that judged anything, with its version."""
+        return set(self._select("SELECT DISTINCT judge, judge_version FROM verdicts", ()))
+
+    def n_stray_outputs(self) -> int:
+        """How many outputs belong to no sample."""
+        unknown = "SELECT count(*) FROM outputs WHERE NOT EXISTS (SELECT 1 FROM samples WHERE id = sample_id)"
+        return int(self._select(unknown, ())[0][0])
+
     @property
     def planned(self) -> bool:
         """Whether the run's samples are there."""
@@ -332,13 +515,74 @@ class RunStore:
         )
         return {row[0] for row in rows}
 
+    def outline(self) -> Iterator[Outline]:
+        """Of every sample, in their order; the store is read on the way, and must be read to the end first."""
+        with _reporting(self.folder):
+            rows = self._database.execute(
+                "SELECT samples.rowid, body, sample_id IS NOT NULL FROM samples "
+                "LEFT JOIN outputs ON outputs.sample_id = id ORDER BY position"
+            )
+            for row, text, answered in rows:
+                # Not by SQLite's own functions: a row may hold NaN, which Python writes and reads, and SQLite does not.
+                body = json.loads(text)
+                yield Outline(
+                    row=row,
+                    id=body["id"],
+                    task=body["task"],
+                    previous=body["previous"],
+                    chooses=bool(body["choices"]),
+                    generation=json.dumps(body["generation"], sort_keys=True),
+                    characters=len(body["prompt"]),
+                    answered=bool(answered),
+                )
+
+    def samples_in(self, rows: Sequence[int]) -> list[Sample]:
+        """Those that `outline` named by these rows, in this order."""
+        found = self._chosen("SELECT rowid, body FROM samples WHERE rowid IN ({})", rows)
+        bodies = {row: body for row, body in found}
+        return self._parsed(_sample_from_row, [(bodies[row],) for row in rows])
+
+    def samples_of(self, ids: Sequence[str]) -> dict[str, Sample]:
+        """Those of these ids that there are."""
+        rows = self._chosen("SELECT body FROM samples WHERE id IN ({})", ids)
+        return {sample.id: sample for sample in self._parsed(_sample_from_row, rows)}
+
+    def outputs_of(self, ids: Sequence[str]) -> dict[str, Output]:
+        """Of these samples, as far as they have one."""
+        rows = self._chosen("SELECT * FROM outputs WHERE sample_id IN ({})", ids)
+        return {output.sample_id: output for output in self._parsed(_output_from_row, rows)}
+
+    def n_samples(self) -> int:
+        return int(self._select("SELECT count(*) FROM samples", ())[0][0])
+
+    def n_unanswered(self) -> int:
+        return self.n_samples() - self.n_answered()
+
+    def has_system_messages(self) -> bool:
+        """Whether any sample speaks in the system's role."""
+        # What only looks like it stands in a prompt; the few rows that do are read.
+        rows = self._database.execute("""SELECT body FROM samples WHERE instr(body, '["system", ') > 0""")
+        with _reporting(self.folder):
+            return any(role == "system" for (body,) in rows for role, _ in json.loads(body)["messages"])
+
+    def n_answered(self) -> int:
+        return int(self._select("SELECT count(*) FROM outputs", ())[0][0])
+
+    def _chosen(self, statement: str, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Rows of a few keys, whose places stand in the statement as `{}`."""
+        return self._select(statement.format(", ".join("?" * len(keys))), tuple(keys))
+
     def _select(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with _reporting(self.folder):
             return self._database.execute(statement, values).fetchall()
 
     def _parsed(self, build: Callable[[tuple[Any, ...]], T], rows: Iterable[tuple[Any, ...]]) -> list[T]:
+        return list(self._built(build, rows))
+
+    def _built(self, build: Callable[[tuple[Any, ...]], T], rows: Iterable[tuple[Any, ...]]) -> Iterator[T]:
         try:
-            return [build(row) for row in rows]
+            for row in rows:
+                yield build(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(f"The store in {self.folder} holds a row that cannot be read: {error!r}.") from error
 
@@ -346,11 +590,46 @@ class RunStore:
 # -- the folder ------------------------------------------------------------------------------------------------------
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> list[Path]:
+    """The folders that had to be made, the innermost first."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"Cannot create run folder {folder}: {error.strerror}. Choose another --out.") from error
+    return made
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Those of the folders that nobody has put anything in since."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _write_plan(folder: Path, samples: Iterable[Sample]) -> None:
+    """All samples, or no file: in a database of their own, since the run's may still be an earlier run's."""
+    path = folder / _PLAN
+    path.unlink(missing_ok=True)  # of one who was killed here
+    try:
+        with _reporting(folder), closing(sqlite3.connect(path)) as database:
+            # Nobody else reads it, and what is left of it after a crash is thrown away.
+            database.execute("PRAGMA journal_mode = OFF")
+            database.execute(f"PRAGMA cache_size = {_CACHE}")
+            database.executescript(_TABLES)
+            database.executemany(_INSERT_SAMPLE, map(_sample_row, enumerate(samples)))
+            database.commit()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _take_plan(folder: Path) -> None:
+    """Make the samples that were written the run's; what stands there has none, or was set aside."""
+    # A log without its database would be taken for the new one's.
+    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+        (folder / name).unlink(missing_ok=True)
+    os.replace(folder / _PLAN, folder / DATABASE)
 
 
 def _must_be_a_run(folder: Path) -> None:
@@ -447,6 +726,7 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
                 uri += "&immutable=1"
             return sqlite3.connect(uri, uri=True)
         database = sqlite3.connect(path)
+        database.execute(f"PRAGMA cache_size = {_CACHE}")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
@@ -488,12 +768,69 @@ def _sample_to_json(sample: Sample) -> str:
     return json.dumps(body, sort_keys=True)
 
 
+_INSERT_SAMPLE = "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?)"
+
+
+def _sample_row(numbered: tuple[int, Sample]) -> tuple[Any, ...]:
+    position, sample = numbered
+    return (sample.id, sample.task, position, _sample_to_json(sample))
+
+
 _INSERT_VERDICT = "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def _verdict_row(v: Verdict) -> tuple[Any, ...]:
     texts = (_clean(v.raw), _clean(v.detail), _dump(dict(v.metrics)))
     return (v.sample_id, v.judge, v.judge_version, v.label, v.score, v.unscored, *texts)
+
+
+def _answered(
+    sample: Callable[[tuple[Any, ...]], Sample], said: Mapping[int, tuple[Verdict, ...]], row: tuple[Any, ...]
+) -> Answered:
+    output = None if row[4] is None else _output_from_row(row[4:])
+    return Answered(sample=sample(row[1:4]), output=output, verdicts=said.get(row[0], ()))
+
+
+# What `json.loads` does, less its search for white space round a value: that is half of the time for a short one.
+_read_json = json.JSONDecoder().raw_decode
+
+
+def _whole_sample(row: tuple[Any, ...]) -> Sample:
+    return _sample_from_row(row[1:2])
+
+
+def _brief_sample(task: str, row: tuple[Any, ...]) -> Sample:
+    (index, reference, category, cluster, repeat, repeat_of, until), _ = _read_json(row[1])
+    if isinstance(row[2], str):
+        choices = tuple((context, continuation) for context, continuation in json.loads(row[2]))
+    else:
+        choices = (("", ""),) * (row[2] or 0)
+    return Sample(
+        id=row[0],
+        task=task,
+        index=index,
+        prompt="",
+        choices=choices,
+        generation={"until": until} if until else {},
+        reference=reference,
+        category=category,
+        cluster=cluster,
+        repeat=repeat or 0,
+        repeat_of=repeat_of,
+    )
+
+
+def _brief_verdict(row: tuple[Any, ...]) -> Verdict:
+    _, sample_id, judge, version, label, score, unscored, metrics = row
+    return Verdict(
+        sample_id=sample_id,
+        judge=judge,
+        judge_version=version,
+        label=label,
+        score=score,
+        unscored=unscored,
+        metrics={} if metrics == "{}" else json.loads(metrics),
+    )
 
 
 def _verdict_from_row(row: tuple[Any, ...]) -> Verdict:
@@ -510,15 +847,12 @@ def _sample_from_row(row: tuple[Any, ...]) -> Sample:
 
 
 def _output_from_row(row: tuple[Any, ...]) -> Output:
-    def load(text: str | None, build: Callable[[Any], T]) -> T | None:
-        return None if text is None else build(json.loads(text))
-
     return Output(
         sample_id=row[0],
         text=row[1],
         thinking=row[2],
-        choice_logprobs=load(row[3], tuple),
-        choice_greedy=load(row[4], tuple),
+        choice_logprobs=None if row[3] is None else tuple(_read_json(row[3])[0]),
+        choice_greedy=None if row[4] is None else tuple(_read_json(row[4])[0]),
         finish_reason=row[5],
         n_prompt_tokens=row[6],
         n_tokens=row[7],

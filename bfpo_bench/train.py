@@ -23,7 +23,7 @@ from bfpo_bench.errors import ConfigError, EngineError, StoreError
 from bfpo_bench.harness.process import ProcessGroup
 from bfpo_bench.leaderboard.inert import without_paths
 from bfpo_bench.registry import load_registry, resolve_tasks
-from bfpo_bench.run import describe, make_plan, plan_samples, run
+from bfpo_bench.run import describe, make_plan, run
 from bfpo_bench.sources import bfpo_home, hash_folder, is_folder, model_folder, resolve_model
 from bfpo_bench.store import MANIFEST, SCORES, read_json
 from bfpo_bench.trainers import names
@@ -354,9 +354,7 @@ def check_scoring(recipe: Recipe, scoring: Scoring) -> list[str]:
     spec = base_run(recipe, scoring)
     if spec.folder == checkpoint_run(recipe, scoring).folder:
         raise ConfigError(f"out {recipe.out} is named as the base's run: {spec.folder}. Give another out=DIR.")
-    plan = make_plan(spec)
-    samples, missing = plan_samples(plan)
-    return describe(plan, samples, missing)
+    return describe(make_plan(spec))
 
 
 def is_base_scored(recipe: Recipe, scoring: Scoring) -> bool:

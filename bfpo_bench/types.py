@@ -14,11 +14,11 @@ Kind = Literal["choice", "generate"]
 Label = Literal["refused", "safe", "harmful", "passed", "failed", "empty"]
 FinishReason = Literal["stop", "length"]
 # Why a sample has no answer of the model. Final: asking again would end the same way.
-Failure = Literal["too_long", "nan_logprob", "no_logprobs", "rejected", "no_previous_turn"]
+Failure = Literal["too_long", "nan_logprob", "no_logprobs", "rejected", "no_previous_turn", "engine_died"]
 # Why a sample has an answer but no verdict.
 Unscored = Literal[
     "parse", "refusal", "truncated", "api", "rate_limit", "timeout", "too_long", "metric", "not_recorded", "few_votes",
-    "tie",
+    "tie", "engine_died",
 ]  # fmt: skip
 
 # What a judge is asked about an answer: is it safe, is it toxic, how good is it, is it better than the reference's.
@@ -210,6 +210,15 @@ class Verdict:
             raise ValueError(f"a verdict is one of label, score and reason, got {said}")
         if self.score is not None and not 0 <= self.score <= 1:
             raise ValueError(f"a verdict's score is from 0 to 1, got {self.score}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A sample with the model's output, None where it has none yet, and what judges said of it."""
+
+    sample: Sample
+    output: Output | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ LABELS: tuple[Label, ...] = ("refused", "harmful", "refused", "refused")
 def asked_twice(folder: Path) -> Path:
     once = RunStore.read(build_run(folder.with_name(f"{folder.name}-once"), tasks=[harmful_task(refused=2)]))
     drawn = {"do_sample": True, "temperature": 0.7, "max_gen_toks": 8}
-    samples = repeated([replace(sample, generation=drawn) for sample in once.samples()], n=2)
+    samples = list(repeated([replace(sample, generation=drawn) for sample in once.samples()], n=2))
     manifest = once.manifest
     once.close()
     with RunStore.create_or_resume(folder, manifest) as store:

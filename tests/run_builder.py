@@ -10,7 +10,7 @@ from typing import Any
 
 from bfpo_bench.outcomes import run_outcomes, write_outcomes
 from bfpo_bench.panel import parse_rule
-from bfpo_bench.scoring import panel_verdicts, score_run
+from bfpo_bench.scoring import answers_by_task, panel_verdicts, score_run
 from bfpo_bench.store import RunStore
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
@@ -168,7 +168,10 @@ def build_run(
     ]
     specs = [task.spec for task in tasks]
     if panel is not None:
-        verdicts += panel_verdicts(specs, samples, verdicts, parse_rule(panel), judges=judges)
+        answers = answers_by_task(samples, {output.sample_id: output for output in outputs}, verdicts)
+        versions = {verdict.judge: verdict.judge_version for verdict in verdicts}
+        rule = parse_rule(panel)
+        verdicts += list(panel_verdicts(specs, lambda task: answers[task], rule, versions=versions, judges=judges))
     with RunStore.create_or_resume(folder, manifest) as store:
         store.add_samples(samples)
         store.add_outputs(outputs)

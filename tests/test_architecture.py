@@ -70,26 +70,39 @@ ALLOWED = {
     "thinking": {"types"},
     "conversation": {"types"},
     "repeats": {"types", "errors"},
+    "planning": {"types", "errors", "config", "console", "cost", "harness", "mirror", "repeats"},
     "harness": {"types", "errors", "endpoint", "registry", "thinking"},
     "leaderboard": {
         *("types", "errors", "stats", "store", "conversation", "paired", "tradeoff", "outcomes", "agreement"),
     },
     "tasks": {"judges", "types"},
+    "chunks": set(),
+    "cluster": {"errors", "chunks", "harness"},
+    "workers": {"types", "chunks", "cluster", "conversation", "harness", "judges", "judging", "store"},
     "run": {
         *("types", "errors", "config", "console", "registry", "sources", "store", "scoring", "audit"),
-        *("cost", "judges", "judging", "panel", "harness", "endpoint", "mirror", "thinking", "conversation"),
-        *("repeats", "outcomes"),
+        *("cluster", "workers"),
+        *("cost", "judges", "judging", "panel", "harness", "endpoint", "thinking", "conversation"),
+        *("planning", "outcomes"),
     },
     "train": {
         *("types", "errors", "config", "console", "registry", "sources", "store", "harness", "run", "leaderboard"),
         "trainers",
     },
     "sweep": {"types", "errors", "console", "store", "train", "trainers"},
+    "matrix_plan": set(),
+    "matrix_models": {"types", "errors", "config", "registry", "sources", "store", "harness", "matrix_plan"},
+    # Its runs are processes of their own.
+    "matrix": {
+        *("types", "errors", "console", "store", "harness", "cluster", "workers", "matrix_models", "matrix_plan"),
+        "leaderboard",
+    },
     "__main__": {
         *("errors", "endpoint", "config", "console", "registry", "sources", "store", "export", "doctor", "run"),
         *("leaderboard", "mirror", "fetch", "judges", "judging", "harness", "validation", "judge_report"),
-        *("compare", "compare_tables", "gate"),
+        *("compare", "compare_tables", "gate", "matrix", "matrix_models"),
         *("judge_tables", "train", "trainers", "sweep", "export_lm_eval", "export_inspect", "export_model_index"),
+        *("cluster", "workers"),
     },
 }
 # A heavy package -> who may import it at all, and who only inside the function that needs it.
@@ -100,6 +113,7 @@ HEAVY = {
     "vllm": ({"harness"}, set()),
     "accelerate": ({"harness", "trainers"}, set()),
     "peft": ({"trainers"}, set()),
+    "ray": (set(), {"cluster"}),
 }
 # These import the standard library only; `__init__` more inside `load`.
 LEAVES = ("types", "errors", "__init__")
@@ -318,6 +332,7 @@ print("LOADED", code, *sorted({name.partition(".")[0] for name in sys.modules}))
         "run --help",
         "train --help",
         "sweep --help",
+        "matrix --help",
         "sweep demo --seeds 1,2 loss.alpha=0,0.5 --dry-run",
         "tasks list",
         "tasks path",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import chain, repeat
 
 import pytest
@@ -18,13 +19,16 @@ from loopback import Loopback
 from run_builder import BuiltTask, Item, build_run, harmful_task
 from test_classifier_judge import FILE
 
+from bfpo_bench import judging
 from bfpo_bench.console import print_scores
 from bfpo_bench.errors import JudgeError
 from bfpo_bench.judges import Setting
+from bfpo_bench.judges.reader import Reading
 from bfpo_bench.judging import check_panel, chosen_judges, judge
 from bfpo_bench.panel import PANEL
 from bfpo_bench.run import score
 from bfpo_bench.store import RunStore
+from bfpo_bench.types import Output
 
 KEY = "sk-stage-0123456789abcdef"
 
@@ -105,6 +109,157 @@ def test_what_a_judge_can_tell_is_kept_with_the_run(tmp_path):
     guard.unlink()  # the file is gone, or says something else by now
     with RunStore.open(folder) as store:
         assert score(store) == scores
+
+
+# -- chunks ------------------------------------------------------------------------------------------------------------
+
+
+class Dies(Exception):
+    pass
+
+
+def keyword_chunks(store, *, dies_after=None, **more):
+    """Has the keyword judge asked, at most so many chunks; the chunks' prompts as they were asked."""
+    asked = []
+
+    def asking(keyword):
+        def ask(chunks):
+            for items in chunks:
+                if len(asked) == dies_after:
+                    raise Dies
+                asked.append([item.sample.prompt for item in items])
+                yield from keyword.judge(items)
+
+        return ask
+
+    judge(store, chosen_judges(["keyword"]), asking=asking, **more)
+    return asked
+
+
+@pytest.fixture
+def chunks_of_three(monkeypatch):
+    monkeypatch.setattr(judging, "CHUNK", 3)
+
+
+def test_answers_go_to_a_judge_chunk_by_chunk_across_tasks_each_once(tmp_path, chunks_of_three):
+    with RunStore.open(two_tasks(tmp_path / "run", n=4)) as store:
+        asked = keyword_chunks(store)
+        assert asked == [["Bad 0?", "Bad 1?", "Bad 2?"], ["Bad 3?", "Good 0?", "Good 1?"], ["Good 2?", "Good 3?"]]
+        assert {v.label for v in store.verdicts("keyword")} == {"harmful", "safe"}
+        assert len(store.verdicts("keyword")) == 8 and keyword_chunks(store) == []
+
+
+def test_a_judge_that_dies_between_two_chunks_owns_its_verdicts_and_is_asked_for_the_rest_only(
+    tmp_path, chunks_of_three
+):
+    with RunStore.open(two_tasks(tmp_path / "run", n=4)) as store:
+        asked = []
+        with pytest.raises(Dies):
+            keyword_chunks(store, dies_after=2)
+        assert store.manifest["chosen_judges"] == ["keyword"] and len(store.verdicts("keyword")) == 6
+        asked = keyword_chunks(store)
+        assert asked == [["Good 2?", "Good 3?"]]
+
+
+def test_a_judge_that_dies_before_its_first_verdict_leaves_the_run_as_it_was(tmp_path):
+    with RunStore.open(two_tasks(tmp_path / "run")) as store:
+        before = store.manifest
+        with pytest.raises(Dies):
+            keyword_chunks(store, dies_after=0)
+        assert store.manifest == before and store.verdicts() == []
+
+
+def test_empty_answers_are_labelled_without_being_asked_about_wherever_they_lie(tmp_path, chunks_of_three):
+    answers = ["", "", "", "", "Sure.", " ", "Sure!", "", "", "", ""]
+    items = [Item(prompt=f"Bad {i}?", answer=answer) for i, answer in enumerate(answers)]
+    build_run(tmp_path / "run", tasks=[harmful_task(extra=items)], scored=False)
+    with RunStore.open(tmp_path / "run") as store:
+        assert [prompt for chunk in keyword_chunks(store) for prompt in chunk] == ["Bad 4?", "Bad 6?"]
+        labels = [verdict.label for verdict in store.verdicts("keyword")]
+    assert labels == ["harmful" if answer.strip() else "empty" for answer in answers]
+
+
+def test_a_run_of_empty_answers_asks_no_judge_and_is_judged(tmp_path, chunks_of_three):
+    items = [Item(prompt=f"Bad {i}?", answer="") for i in range(7)]
+    build_run(tmp_path / "run", tasks=[harmful_task(extra=items)], scored=False)
+    with RunStore.open(tmp_path / "run") as store:
+        assert keyword_chunks(store) == []
+        assert [verdict.label for verdict in store.verdicts("keyword")] == ["empty"] * 7
+
+
+def test_answers_that_are_one_text_are_counted_over_the_whole_task(tmp_path, chunks_of_three):
+    answers = ["Same  text", "Same text\n", "Other", "Another", "Same text", None]
+    items = [Item(prompt=f"Bad {i}?", answer=answer) for i, answer in enumerate(answers)]
+    items.append(Item(prompt="Too long?", failure="too_long"))
+    build_run(tmp_path / "run", tasks=[harmful_task(extra=items)], scored=False)
+    counted = []
+
+    def asking(keyword):
+        def ask(chunks):
+            for chunk in chunks:
+                counted.extend((item.alike, item.of) for item in chunk)
+                yield from keyword.judge(chunk)
+
+        return ask
+
+    with RunStore.open(tmp_path / "run") as store:
+        judge(store, chosen_judges(["keyword"]), asking=asking)
+    # The failed one is an output too, of a text of its own: none.
+    assert counted == [(3, 6), (3, 6), (1, 6), (1, 6), (3, 6)]
+
+
+def test_later_turns_are_judged_with_the_turns_before_them_whatever_the_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "CHUNK", 1)
+    folder = tmp_path / "run"
+    turns = [
+        Item(prompt="One.", answer="First."),
+        Item(prompt="Two.", answer="Second."),
+        Item(prompt="Three.", answer="Third."),
+    ]
+    build_run(folder, tasks=[harmful_task(extra=turns)], scored=False)
+    with RunStore.open(folder) as store:
+        one, two, three = store.samples()
+        store._database.execute("DELETE FROM outputs")
+        store._database.execute("DELETE FROM samples")
+        store._database.commit()
+        store.add_samples([one, replace(two, previous=one.id), replace(three, previous=two.id)])
+        store.add_outputs(
+            Output(sample_id=s.id, text=turn.answer) for s, turn in zip((one, two, three), turns, strict=True)
+        )
+        asked = [prompt for chunk in keyword_chunks(store) for prompt in chunk]
+    assert asked == ["One.", "One.\n\nFirst.\n\nTwo.", "One.\n\nFirst.\n\nTwo.\n\nSecond.\n\nThree."]
+
+
+def test_a_judge_with_weights_loads_them_once_for_all_chunks(tmp_path, chunks_of_three, monkeypatch):
+    opened, asked = [], []
+
+    class Process:
+        def __init__(self, *arguments, **options):
+            self.info = {}
+            opened.append(arguments)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def ask(self, *, passages):
+            asked.append(len(passages))
+            logprobs = ({"bad": {"no": -0.1, "yes": -3.0}},)
+            yield [Reading(id=passage.id, logprobs=logprobs) for passage in passages]
+
+    monkeypatch.setattr("bfpo_bench.judges.classifier.HostProcess", Process)
+    guard = tmp_path / "yesno.yaml"
+    guard.write_text(yaml.safe_dump({**FILE, "axes": ["harmlessness"]}, sort_keys=False))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+    (weights / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with RunStore.open(two_tasks(tmp_path / "run", n=7)) as store:
+        judge(store, chosen_judges([f"{guard}:{weights}"]), setting=Setting(log=tmp_path / "judge.log"))
+        assert (len(opened), asked) == (1, [3, 3, 1])
+        assert len(store.verdicts()) == 7 + 7  # and the keyword judge's, of the other task
 
 
 # -- panels ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from run_builder import Item, build_run, harmful_task, helpful_task
 
 from bfpo_bench.errors import JudgeError, StoreError, TaskError
 from bfpo_bench.judging import chosen_judges, judge
-from bfpo_bench.run import _refuse_other_engine, data_hashes, score
+from bfpo_bench.planning import data_hashes
+from bfpo_bench.run import _refuse_other_engine, score
 from bfpo_bench.store import RunStore
 from bfpo_bench.types import Output, Sample, Verdict
 

@@ -43,7 +43,7 @@ from bfpo_bench.mirror import (
     write_record,
 )
 from bfpo_bench.registry import load_registry, resolve_tasks
-from bfpo_bench.run import load_task_samples, make_plan
+from bfpo_bench.run import make_plan, planning
 from bfpo_bench.types import TaskSpec
 
 CARD = """---
@@ -519,7 +519,7 @@ def test_a_run_refuses_damage_even_with_skip_missing(mirror, tmp_path, body, sai
     flags = {"model": "smollm2-135m", "tasks": "sums_even", "include_path": [str(include)], "data_dir": str(mirror)}
     plan = make_plan(run_spec({**flags, "skip_missing": True, "out": str(tmp_path / "run")}))
     with pytest.raises(TaskError) as caught:
-        load_task_samples(plan)
+        list(planning(plan))
     assert BIG in str(caught.value) and said in str(caught.value)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from run_builder import BuiltTask, Item, build_run, harmful_task, helpful_task
 
+from bfpo_bench import outcomes as outcomes_module
 from bfpo_bench.__main__ import main
 from bfpo_bench.errors import StoreError
-from bfpo_bench.outcomes import of_other_scores, read_outcomes
+from bfpo_bench.outcomes import Outcomes, RunOutcomes, of_other_scores, outcomes_file, read_outcomes, write_outcomes
 
 
 def read_scores(folder):
@@ -169,3 +171,37 @@ def test_a_run_begun_anew_leaves_its_outcomes_with_the_old_one(tmp_path):
     manifest = json.loads((run / "manifest.json").read_text())
     RunStore.create_or_resume(run, manifest, mode="fresh").close()
     assert not (run / "outcomes.json").exists() and (run / "old-1" / "outcomes.json").exists()
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+ODD = 'quote " comma, newline \n Zürich 漢字 \\'
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 2**16])
+def test_the_file_that_is_written_task_by_task_is_spelled_as_all_of_our_json(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(outcomes_module, "_AT_ONCE", at_once)
+    whole = Outcomes(
+        ids=[ODD, "b", "c"],
+        values=[1.0, None, 1 / 3],
+        why={"b": ODD},
+        clusters=[ODD, "k", "k"],
+        categories=[None, ODD, "x"],
+    )
+    tasks = {"b": whole, "a": Outcomes(ids=[], values=[], why={}), ODD: Outcomes(ids=["z"], values=[0.0], why={})}
+    for some in (tasks, {"a": tasks["a"]}, {}):
+        write_outcomes(tmp_path, RunOutcomes(tasks=some))
+        body = {"schema": 1, "tasks": {name: asdict(task) for name, task in some.items()}}
+        written = (tmp_path / "outcomes.json").read_text(encoding="utf-8")
+        assert written == json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def test_a_file_that_is_broken_off_leaves_the_one_before(tmp_path):
+    one = Outcomes(ids=["a"], values=[1.0], why={})
+    write_outcomes(tmp_path, RunOutcomes(tasks={"t": one}))
+    before = (tmp_path / "outcomes.json").read_bytes()
+    with pytest.raises(ValueError, match="'t' come after those of 'u'"), outcomes_file(tmp_path) as add:
+        add("u", one)
+        add("t", one)
+    assert [path.name for path in tmp_path.iterdir()] == ["outcomes.json"]
+    assert (tmp_path / "outcomes.json").read_bytes() == before

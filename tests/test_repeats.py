@@ -30,9 +30,10 @@ from bfpo_bench.harness.openai import OpenAIEngine
 from bfpo_bench.harness.prompts import load_samples
 from bfpo_bench.leaderboard.rows import collect, group_name
 from bfpo_bench.leaderboard.tables import to_csv
+from bfpo_bench.planning import data_hashes
 from bfpo_bench.registry import load_registry, resolve_tasks
 from bfpo_bench.repeats import repeated
-from bfpo_bench.run import data_hashes, make_plan, plan_samples
+from bfpo_bench.run import make_plan, planning, run
 from bfpo_bench.store import RunStore
 from bfpo_bench.types import ModelSpec, Output, Sample
 
@@ -50,7 +51,7 @@ def prompts(n):
 
 
 def test_each_prompt_is_asked_k_times_and_the_first_time_as_if_it_were_the_only_one():
-    found = repeated(prompts(2), n=3)
+    found = list(repeated(prompts(2), n=3))
     assert [(s.prompt_id, s.repeat) for s in found] == [(f"s00{i}", r) for i in range(2) for r in range(3)]
     assert (found[0].id, found[3].id, len({s.id for s in found})) == ("s000", "s001", 6)
     assert [s.cluster for s in found] == 3 * ["s000"] + 3 * ["s001"]
@@ -58,11 +59,11 @@ def test_each_prompt_is_asked_k_times_and_the_first_time_as_if_it_were_the_only_
 
 
 def test_asked_once_a_sample_is_what_it_always_was():
-    assert repeated([*prompts(2), CHOICE], n=1) == [*prompts(2), CHOICE]
+    assert list(repeated([*prompts(2), CHOICE], n=1)) == [*prompts(2), CHOICE]
 
 
 def test_choices_have_nothing_to_draw_and_are_asked_once():
-    assert repeated([CHOICE, *prompts(1)], n=2)[0] == CHOICE
+    assert next(repeated([CHOICE, *prompts(1)], n=2)) == CHOICE
 
 
 def test_the_first_answers_of_five_are_those_of_three():
@@ -84,7 +85,7 @@ def test_a_later_turn_follows_the_answer_of_its_own_conversation():
 @pytest.mark.parametrize("settings", [{"do_sample": False}, {"do_sample": True, "temperature": 0.0}])
 def test_several_answers_of_greedy_decoding_are_refused_naming_the_task(settings):
     with pytest.raises(ConfigError, match=r"--samples 3: task 't' is answered greedily.*Give --temperature") as refused:
-        repeated([asked(0, settings=DRAWN | settings)], n=3)
+        list(repeated([asked(0, settings=DRAWN | settings)], n=3))
     assert "\n" not in str(refused.value)
 
 
@@ -140,10 +141,10 @@ def test_a_temperature_stands_in_the_place_of_the_task_s_own(sampled_task, profi
 
 def test_a_task_that_samples_by_itself_needs_no_temperature_for_several_answers(sampled_task):
     chosen = {"model": "policy:echo", "include_path": (sampled_task,), "limit": 2, "samples": 2}
-    samples, _ = plan_samples(make_plan(RunSpec(tasks=("own_sampled",), **chosen)))
+    samples = planning(make_plan(RunSpec(tasks=("own_sampled",), **chosen)))
     assert [s.repeat for s in samples] == [0, 1, 0, 1]
     with pytest.raises(ConfigError, match="'own_generate' is answered greedily"):
-        plan_samples(make_plan(RunSpec(tasks=("own_generate",), **chosen)))
+        list(planning(make_plan(RunSpec(tasks=("own_generate",), **chosen))))
     assert GENERATE["generation_kwargs"]["do_sample"] is False
 
 
@@ -154,7 +155,7 @@ def test_on_hf_the_answers_differ_and_those_of_a_run_that_goes_on_are_the_same(t
     from bfpo_bench.harness.hf import HFEngine
 
     spec = model_spec(tiny_model, engine_args={"dtype": "float32", "batch_size": "2"})
-    samples = repeated(prompts(3), n=3)
+    samples = list(repeated(prompts(3), n=3))
     first = list(HFEngine(spec).answer(samples))
     texts = {output.sample_id: output.text for outputs in first for output in outputs}
     assert len({texts[s.id] for s in samples}) == 9
@@ -165,7 +166,7 @@ def test_on_hf_the_answers_differ_and_those_of_a_run_that_goes_on_are_the_same(t
 
 
 def test_an_api_is_told_a_seed_of_each_answer_and_the_same_one_again():
-    samples = repeated(prompts(2), n=3)
+    samples = list(repeated(prompts(2), n=3))
     with Loopback(answer=lambda payload: f"seed {payload['seed']}") as server:
         model = ModelSpec(name="openai:m", engine="openai", path="m", identity="api", base_url=server.url, seed=5)
         whole = answers(OpenAIEngine(model), samples)
@@ -410,7 +411,7 @@ def test_conversations_are_held_several_times_each_on_its_own(tmp_path, capsys):
 
 def test_what_is_wrong_with_samples_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(BenchError, match="Give --temperature"):
-        plan_samples(make_plan(RunSpec(model="policy:refuse", suite="mini", samples=2, out=tmp_path / "run")))
+        run(RunSpec(model="policy:refuse", suite="mini", samples=2, out=tmp_path / "made" / "run"))
     assert list(tmp_path.iterdir()) == []
 
 

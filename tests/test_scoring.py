@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
+import tracemalloc
 from dataclasses import replace
 from typing import get_args
 
 import pytest
+from run_builder import BuiltTask, Item, build_run
 
+from bfpo_bench import store as store_module
+from bfpo_bench.run import score
 from bfpo_bench.scoring import PAPER_TASKS, bbq_bias, judges_of, passed_choice, score_run
+from bfpo_bench.store import RunStore
 from bfpo_bench.types import AXES, Label, Output, Sample, TaskSpec, Verdict
 
 GENERATED = ("harmlessness", "over_refusal", "helpfulness")
@@ -517,3 +523,78 @@ def test_a_thought_that_a_stop_string_ended_is_not_an_empty_answer():
         run.outputs[id_] = Output(sample_id=id_, text="", thinking="<think>hm", finish_reason="stop")
         run.judged(id_, "empty")
     assert run.scored()["tasks"]["t"]["unscored"] == {"unfinished_thinking": 1}
+
+
+# -- a run on disk -----------------------------------------------------------------------------------------------------
+
+
+def drawn_tasks(n_tasks, n):
+    """Tasks of every shape that scores know, their outcomes drawn: clusters, categories, grades, choices, gaps."""
+    draw = random.Random(0)
+    tasks = []
+    for number in range(n_tasks):
+        axis = ("harmlessness", "capability", "helpfulness")[number % 3]
+        passing, failing = {"harmlessness": ("refused", "harmful")}.get(axis, ("passed", "failed"))
+        items = []
+        for i in range(n):
+            about = {
+                "prompt": f"{number} asks {i}",
+                "category": f"c{i % 3}",
+                "cluster": f"k{i // 4}" if number % 2 else None,
+            }
+            if axis == "capability":
+                logprobs = (draw.random(), draw.random())
+                items.append(Item(choices=(" a", " b"), logprobs=logprobs, gold=i % 2, **about))
+                continue
+            label = draw.choice([passing, failing])
+            others = {"chat:b": draw.choice([passing, failing]), "chat:c": draw.choice([passing, failing])}
+            answer = draw.choice(["", "An answer.", "An answer."])
+            said = draw.choice([{"label": label}, {"label": label}, {"unscored": "parse"}])
+            failed = i % 50 == 7
+            items.append(
+                Item(**about, failure="rejected") if failed else Item(**about, answer=answer, others=others, **said)
+            )
+        tasks.append(BuiltTask(name=f"task{number}", axis=axis, items=items))
+    return tasks
+
+
+@pytest.mark.parametrize("page", [1, 7, 1000])
+@pytest.mark.parametrize("rule", [None, "min=2,tie=unscored"], ids=["judges", "panel"])
+def test_scores_read_from_disk_page_by_page_are_those_of_the_run_in_memory(tmp_path, monkeypatch, page, rule):
+    monkeypatch.setattr(store_module, "_PAGE", page)
+    run = build_run(tmp_path / "run", tasks=drawn_tasks(4, 60), panel=rule)
+    before = json.loads((run / "scores.json").read_text())
+    outcomes = (run / "outcomes.json").read_bytes()
+    if rule is not None:
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["panel"] = {"rule": rule, "judges": manifest["chosen_judges"]}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    with RunStore.open(run) as store:
+        scores = score(store)
+    assert (run / "outcomes.json").read_bytes() == outcomes
+    told = ("tasks", "axes", "paper")
+    assert {key: scores[key] for key in told} == {key: before[key] for key in told}
+    assert scores["tasks"]["task0"]["judge"] == ("keyword" if rule is None else "panel")
+
+
+def scoring_peak(folder, n_tasks, n):
+    """Bytes that scoring so many tasks of n samples takes at the most, beside SQLite's own pages."""
+    (task,) = drawn_tasks(1, n)
+    build_run(folder, tasks=[replace(task, name=f"task{i}") for i in range(n_tasks)], scored=False)
+    with RunStore.open(folder) as store:
+        tracemalloc.start()
+        try:
+            score(store)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
+def test_scoring_takes_the_memory_of_the_largest_task_however_many_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_PAGE", 50)
+    scoring_peak(tmp_path / "first", 2, 20)  # what is loaded once
+    one = scoring_peak(tmp_path / "one", 1, 800)
+    larger = scoring_peak(tmp_path / "larger", 1, 3200)
+    more = scoring_peak(tmp_path / "more", 4, 800)
+    # Three more tasks take less than one does; three times as much of one task takes that.
+    assert more - one < (larger - one) / 3

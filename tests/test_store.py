@@ -494,6 +494,142 @@ def test_reading_what_is_not_json_names_the_file(tmp_path):
     assert json.loads(to_json({"a": 1})) == {"a": 1}
 
 
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+class Made:
+    """So many samples, an error after them where one is given, and what the manifest learns."""
+
+    def __init__(self, n, error=None, start=""):
+        self.n, self.error, self.start = n, error, start
+
+    def __iter__(self):
+        yield from (sample(f"{self.start}{i}", index=i) for i in range(self.n))
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def learned(self):
+        return {"data": {"t": f"{self.n} rows"}}
+
+
+def test_a_new_run_has_its_samples_and_what_was_learned_of_them(tmp_path):
+    with RunStore.create_or_resume(tmp_path / "run", MANIFEST, samples=Made(3)) as opened:
+        assert [one.id for one in opened.samples()] == ["0", "1", "2"]
+        assert opened.manifest == {**MANIFEST, "data": {"t": "3 rows"}}
+    # A run that has samples asks for none.
+    with RunStore.create_or_resume(tmp_path / "run", MANIFEST, samples=Made(9, ValueError("asked"))) as again:
+        assert len(again.samples()) == 3
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.json", "run.lock", "run.sqlite"]
+
+
+def test_a_plan_that_breaks_off_leaves_no_folder_of_its_own(tmp_path):
+    with pytest.raises(ValueError, match="no data"):
+        RunStore.create_or_resume(tmp_path / "a" / "b", MANIFEST, samples=Made(3, ValueError("no data")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_breaks_off_leaves_an_earlier_run_as_it_was(finished):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    with pytest.raises(ValueError, match="no data"):
+        RunStore.create_or_resume(finished, manifest(seed=1), mode="fresh", samples=Made(3, ValueError("no data")))
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_a_fresh_run_sets_the_old_one_aside_once_it_is_planned(finished):
+    with RunStore.create_or_resume(finished, manifest(seed=1), mode="fresh", samples=Made(2)) as opened:
+        assert [one.id for one in opened.samples()] == ["0", "1"] and opened.answered() == set()
+    old = RunStore.read(finished / "old-1")
+    assert old.answered() == {"s1"}
+    old.close()
+
+
+PLAN = """
+    import sys, time
+    from pathlib import Path
+    from bfpo_bench.store import RunStore
+    from bfpo_bench.types import Sample
+    class Made:
+        learned = {}
+        def __iter__(self):
+            for i in range(5000):
+                yield Sample(id=str(i), task="t", index=i, prompt="p" * 20_000)
+            print("half of it", flush=True)
+            time.sleep(600)
+    RunStore.create_or_resume(Path(sys.argv[1]), eval(sys.argv[2]), samples=Made())
+"""
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "begun"])
+def test_a_run_that_is_killed_while_it_is_planned_is_planned_again(tmp_path, begun):
+    folder = tmp_path / "run"
+    if begun:
+        RunStore.create_or_resume(folder, MANIFEST).close()
+    # More than the cache holds: some of it is on the disk.
+    kill(in_another_process(PLAN, folder, MANIFEST))
+    assert (folder / "planning.sqlite").stat().st_size > 2**20 and not RunStore.is_planned(folder)
+    with RunStore.create_or_resume(folder, MANIFEST, samples=Made(3)) as opened:
+        assert [one.id for one in opened.samples()] == ["0", "1", "2"]
+    assert not (folder / "planning.sqlite").exists()
+
+
+def test_samples_that_break_off_are_not_added(store):
+    store.add_samples(Made(2))
+    with pytest.raises(ValueError, match="no data"):
+        store.add_samples(Made(3, ValueError("no data"), start="more"))
+    assert [one.id for one in store.samples()] == ["0", "1"]
+    store.add_samples(Made(1, start="more"))
+    assert [one.id for one in store.samples()] == ["0", "1", "more0"]
+
+
+# -- a task's answers --------------------------------------------------------------------------------------------------
+
+
+def answered(store, task="t", versions=None, **options):
+    return list(store.answers(task, {"keyword": "1"} if versions is None else versions, **options))
+
+
+@pytest.mark.parametrize("brief", [False, True], ids=["whole", "brief"])
+def test_a_task_s_answers_come_in_order_with_their_output_and_verdicts_page_by_page(store, monkeypatch, brief):
+    monkeypatch.setattr(store_module, "_PAGE", 2)
+    ids = [f"{task}{n}" for n in range(5) for task in "ut"]
+    store.add_samples(sample(id_, task=id_[0], cluster=f"k{id_}") for id_ in ids)
+    store.add_outputs(Output(sample_id=id_, text=f"answer {id_}") for id_ in ids if id_ != "t3")
+    store.add_verdicts(verdict(id_, label="safe", raw="words") for id_ in ("u1", "t1", "t4"))
+    store.add_verdicts([verdict("t4", judge="b", score=0.5), verdict("t4", judge_version="2", label="harmful")])
+    found = answered(store, versions={"keyword": "1", "b": None}, brief=brief)
+    assert [one.sample.id for one in found] == ["t0", "t1", "t2", "t3", "t4"]
+    assert [one.sample.cluster for one in found] == ["kt0", "kt1", "kt2", "kt3", "kt4"]
+    texts = [None if one.output is None else one.output.text for one in found]
+    assert texts == ["answer t0", "answer t1", "answer t2", None, "answer t4"]
+    said = [{v.judge: v.label or v.score for v in one.verdicts} for one in found]
+    assert said == [{}, {"keyword": "safe"}, {}, {}, {"keyword": "safe", "b": 0.5}]
+    assert answered(store, versions={})[1].verdicts == ()
+
+
+def test_brief_answers_have_what_a_score_stands_on(store):
+    store.add_samples(
+        [
+            sample("number", reference="1", choices=(("p", " a"), ("p", " b")), category="c\ud800", repeat=1),
+            sample("text", reference='"b"', choices=(("p", " a"), ("p", "\udfff")), repeat_of="first"),
+            sample("drawn", generation={"until": ["\n"], "max_gen_toks": 5}, meta={"doc": {"long": "text"}}),
+        ]
+    )
+    store.add_outputs([Output(sample_id="number", choice_logprobs=(-1.5, -2.0), choice_greedy=(True, False))])
+    number, text, drawn = answered(store, brief=True)
+    assert (number.sample.reference, len(number.sample.choices), number.sample.repeat) == ("1", 2, 1)
+    assert (number.sample.category, number.output.choice_logprobs) == ("c\ud800", (-1.5, -2.0))
+    assert (text.sample.choices, text.sample.prompt_id) == ((("p", " a"), ("p", "\udfff")), "first")
+    assert (drawn.sample.generation, drawn.sample.meta) == ({"until": ["\n"]}, {})
+    assert [one.sample for one in answered(store)] == store.samples()
+
+
+def test_a_row_that_only_python_can_read_is_read_all_the_same(store):
+    """json writes NaN as a bare word, which is no JSON to SQLite."""
+    store.add_samples([sample("a", cluster="k"), sample("b", cluster="l", meta={"value": float("nan")})])
+    assert [one.sample.cluster for one in answered(store, brief=True)] == ["k", "l"]
+
+
 # -- full disks --------------------------------------------------------------------------------------------------------
 
 

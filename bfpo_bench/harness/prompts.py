@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from bfpo_bench.errors import TaskError, did_you_mean
 from bfpo_bench.registry import profile_overrides
@@ -21,9 +21,28 @@ from bfpo_bench.types import LM_EVAL_JUDGE, NLTK_DATA, Message, Sample, TaskSpec
 _FEWSHOT_SEED = 1234
 
 
-def load_samples(
+class HowAsked(TypedDict, total=False):
+    """How tasks are read; what `stream_samples` says of it."""
+
+    limit: int | None
+    data_dir: Path | None
+    profile: str
+    chat_choices: bool
+    max_new_tokens: int | None
+    thinking_tokens: int
+    temperature: float | None
+
+
+def load_samples(specs: Sequence[TaskSpec], **how: Unpack[HowAsked]) -> tuple[list[Sample], dict[str, str]]:
+    """All tasks' samples in order, and for each task that has no data the reason (one line)."""
+    missing: dict[str, str] = {}
+    return list(stream_samples(specs, missing=missing, **how)), missing
+
+
+def stream_samples(
     specs: Sequence[TaskSpec],
     *,
+    missing: dict[str, str],
     limit: int | None = None,
     data_dir: Path | None = None,
     profile: str = "default",
@@ -31,8 +50,8 @@ def load_samples(
     max_new_tokens: int | None = None,
     thinking_tokens: int = 0,
     temperature: float | None = None,
-) -> tuple[list[Sample], dict[str, str]]:
-    """All tasks' samples in order, and for each task that has no data the reason (one line).
+) -> Iterator[Sample]:
+    """All tasks' samples in order, one after another; `missing` is told of each task without data the reason.
 
     `limit` takes the first documents of each task, as lm-eval does. With `data_dir`, a task's hub data set is read
     from `DATA_DIR/<owner>/<name>` and the network is not asked. `profile` is the one that the specs were read with.
@@ -40,8 +59,6 @@ def load_samples(
     caps what a task allows; `thinking_tokens` come on top, for what a model thinks before it answers. `temperature`
     stands in the place of the tasks' own, 0 for greedy decoding; whatever else they set (top_p) stays.
     """
-    samples: list[Sample] = []
-    missing: dict[str, str] = {}
     for spec in specs:
         if reason := _lacks_nltk_data(spec, data_dir):
             missing[spec.name] = reason
@@ -58,8 +75,9 @@ def load_samples(
             missing[spec.name] = str(error)
             continue
         _check_filter(spec, task)
-        samples += _samples(spec, task, limit, chat_choices)
-    return samples, missing
+        yield from _samples(spec, task, limit, chat_choices)
+        # Before the next task's rows are loaded beside them.
+        del task
 
 
 class _DataMissing(Exception):
@@ -131,6 +149,9 @@ def _load_task(spec: TaskSpec, config: dict[str, Any], data_dir: Path | None) ->
         if "custom_dataset" not in config:
             rows = _rows(spec, config, data_dir)
             config = {**config, "custom_dataset": lambda **_: rows}
+        if not config.get("num_fewshot"):
+            # lm-eval 0.4.13 makes a list of all rows to draw examples from, even where it draws none.
+            config = {**config, "fewshot_split": None, "fewshot_config": {"samples": []}}
         try:
             return ConfigurableTask(config=config)
         except TaskError:
@@ -204,7 +225,7 @@ def _samples(spec: TaskSpec, task: Any, limit: int | None, chat_choices: bool) -
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     seen: Counter[str] = Counter()
     with quiet():
-        for index, doc in list(task.doc_iterator(rank=0, limit=limit, world_size=1)):
+        for index, doc in task.doc_iterator(rank=0, limit=limit, world_size=1):
             if spec.turns_key is not None:
                 yield from _conversation(spec, task, doc, index)
                 continue

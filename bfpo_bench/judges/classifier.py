@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from bfpo_bench.errors import EngineError, JudgeError
 from bfpo_bench.harness.process import HostProcess
 from bfpo_bench.judges import base, prompting
 from bfpo_bench.judges.prompting import Passage
-from bfpo_bench.judges.reader import CAPITALS_VERSION, ReaderSpec, Reading, likeliest, open_reader, shares
+from bfpo_bench.judges.reader import CAPITALS_VERSION, ReaderSpec, Reading, Unread, likeliest, open_reader, shares
 from bfpo_bench.judges.rubrics import request_text
 from bfpo_bench.judges.spec import JudgeFile, Meaning, Question, filled
 from bfpo_bench.sources import with_adapter_here
@@ -79,6 +81,18 @@ def absent_weights(judge: JudgeFile, model: ModelSpec) -> str | None:
     return None
 
 
+# Chunks of passages in, readings out as they come; opened with a spec, a name for errors and a log.
+Read = Callable[[Iterator[list[Passage]]], Iterator[Sequence[Reading | Unread]]]
+Opener = Callable[[ReaderSpec, str, Path], AbstractContextManager[tuple[Mapping[str, Any], Read]]]
+
+
+@contextmanager
+def _here(spec: ReaderSpec, name: str, log: Path) -> Iterator[tuple[Mapping[str, Any], Read]]:
+    """A reader in a process of its own on this machine."""
+    with HostProcess(open_reader, spec, name=name, log=log) as process:
+        yield process.info, lambda chunks: (part for passages in chunks for part in process.ask(passages=passages))
+
+
 class ClassifierJudge:
     """A judge file of kind `classifier` or `sequence` with the weights of `model`."""
 
@@ -107,13 +121,28 @@ class ClassifierJudge:
         return "1-" + hashlib.sha256(json.dumps(moving).encode()).hexdigest()[:8]
 
     def judge(self, items: Sequence[JudgeItem]) -> Iterator[list[Verdict]]:
-        passages = [Passage(id=item.sample.id, fields=self._fields(item)) for item in items]
+        yield from self.judge_all(iter([items]))
+
+    def judge_all(
+        self, chunks: Iterator[Sequence[JudgeItem]], *, reading: Opener | None = None
+    ) -> Iterator[list[Verdict]]:
+        """`judge`, chunk after chunk, with the weights loaded once, and not at all where there is no chunk.
+
+        `reading` opens what reads passages: by default a process of this machine, else engines elsewhere.
+        """
+        first = next(chunks, None)
+        if first is None:
+            return
         named = f"judge {self._name!r} with engine {self._model.engine}"
+        passages = (
+            [Passage(id=item.sample.id, fields=self._fields(item)) for item in items]
+            for items in chain([first], chunks)
+        )
         try:
             spec = ReaderSpec(judge=self._judge, texts=self._texts, model=with_adapter_here(self._model))
-            with HostProcess(open_reader, spec, name=named, log=self._log) as process:
-                self.info = process.info
-                for readings in process.ask(passages=passages):
+            with (reading or _here)(spec, named, self._log) as (info, read):
+                self.info = info
+                for readings in read(passages):
                     yield [self._verdict(reading) for reading in readings]
         except EngineError as error:
             lack = absent_weights(self._judge, self._model)
@@ -128,7 +157,15 @@ class ClassifierJudge:
         own |= {"context": item.context} if item.context else {}
         return own | {name: filled(self._texts[text], own) for name, text in self._judge.fields.items()}
 
-    def _verdict(self, reading: Reading) -> Verdict:
+    def _verdict(self, reading: Reading | Unread) -> Verdict:
+        if isinstance(reading, Unread):
+            return Verdict(
+                sample_id=reading.id,
+                judge=self._name,
+                judge_version=self.version,
+                unscored="engine_died",
+                detail=reading.why,
+            )
         return verdict(self._judge, reading, judge=self._name, version=self.version)
 
 

@@ -52,6 +52,14 @@ class Reading:
     defused: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """A passage that the judge's engine died of, and what was seen of that."""
+
+    id: str
+    why: str
+
+
 def open_reader(spec: ReaderSpec) -> Any:
     """The reader, its weights loaded into this process."""
     if spec.judge.kind == "sequence":
