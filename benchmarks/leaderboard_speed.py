@@ -7,6 +7,7 @@ own with the prompts, answers and verdicts (a copy: the stores differ in nothing
 
 build      `python -m bfpo_bench leaderboard RUNS --out SITE` as a process, start and imports included
 lean       the same with --no-samples: no data files of prompts, answers and verdicts
+... CPU    seconds of processor time of that process and all that it began: what a busy machine leaves as it is
 usable     Chromium opens index.html from the disk; from the start of the navigation until a click on a heading has
            sorted the table (the chart is drawn before). Reported: the page's own clock at that moment
 idle       until the chart is drawn and the page has nothing left to do
@@ -24,6 +25,7 @@ import copy
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -98,7 +100,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         peer(arguments, logs, "make")
     seconds: dict[str, list[float]] = {}
     for _ in range(arguments.repeats):
-        found = {"build": build(runs, site), "lean": build(runs, folder / "lean", "--no-samples")}
+        found = {}
+        for name, to, flags in (("build", site, ()), ("lean", folder / "lean", ("--no-samples",))):
+            found[name], found[f"{name} CPU"] = build(runs, to, *flags)
         found |= open_page(site / "index.html")
         if arguments.peer_python:
             found |= {f"peer {way}": peer(arguments, logs, way) for way in ("headers", "frame")}
@@ -115,12 +119,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         print(f"{name:14}{statistics.median(values):9.2f}{min(values):9.2f}{max(values):9.2f}")
 
 
-def build(runs: Path, site: Path, *flags: str) -> float:
+def build(runs: Path, site: Path, *flags: str) -> tuple[float, float]:
+    """Seconds on the clock and of the processors."""
     shutil.rmtree(site, ignore_errors=True)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), _processors()
     command = [sys.executable, "-m", "bfpo_bench", "leaderboard", str(runs), "--out", str(site), *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, _processors() - used
+
+
+def _processors() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def open_page(index: Path) -> dict[str, float]:

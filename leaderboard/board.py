@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from bfpo_bench.leaderboard import pages
+from bfpo_bench.leaderboard import cells, index_tables, pages
 from bfpo_bench.leaderboard.inert import visible
 from bfpo_bench.leaderboard.manifests import packed
 from bfpo_bench.leaderboard.published import PublishedRow
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 # Rows of a table that stand in the document; the others lie inert beside them until they are asked for.
 SHOWN = 100
+# Of a board of more runs, half as many: there is more to do before a reader can use the page.
+_MANY = 500
 # Cells of the table of every run on every task; a larger one is left to the tasks' pages.
 _CELLS = 2_000
+# Of a score in the picture, which tells a tenth of a per cent.
+_DIGITS = 6
 # Characters of a system prompt in the picture; the run's page has all of it.
 _PROMPT = 80
 
@@ -33,39 +37,76 @@ def index_page(
     published: Sequence[PublishedRow],
 ) -> str:
     """The trade-off, the ranking, what could not be scored; every run on every task where that is not too many."""
-    tasks = _tasks(rows)
+    from markupsafe import Markup
+
+    tasks, axes, bases = _tasks(rows), _axes(rows, published), _arrows(rows)
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.group)]
+    shown = SHOWN if len(rows) <= _MANY else SHOWN // 2
     return templates.get_template("index.html.j2").render(
-        **pages.page([*pages.PLOTTING, pages.TEMPLATES / "table.js", pages.TEMPLATES / "index.js"]),
+        **pages.page([*pages.PLOTTING, *(pages.TEMPLATES / name for name in ("ranking.js", "table.js", "index.js"))]),
         rows=rows,
-        groups=[list(group) for _, group in groupby(rows, key=lambda row: row.group)],
-        shown={row.slug for row in rows[:SHOWN]},
+        groups=groups,
+        shown=shown,
+        ranking=Markup(index_tables.runs(groups, standings, axes, bases, n_shown=shown)),
+        aggregates=Markup(index_tables.aggregates(groups, n_shown=SHOWN)),
         standings=standings,
         samples_differ=_samples_differ([row for row in rows if row.rank is not None]),
-        axes=_axes(rows, published),
+        axes=axes,
         tasks=tasks,
         n_runs={task.name: sum(task.name in row.tasks for row in rows) for task in tasks},
-        matrix=len(tasks) * len(rows) <= _CELLS,
+        every_task=Markup(index_tables.every_task(groups, tasks)) if len(tasks) * len(rows) <= _CELLS else None,
         published=published,
         crossed=any({"harmlessness", "helpfulness"} <= row.axes.keys() for row in published),
-        picture=pages.data(_picture(rows, standings, published)),
-        trained=_arrows(rows),
+        picture=pages.data(
+            _picture(rows, standings, published)
+            | {"others": index_tables.other_runs(groups, standings, axes, bases, n_shown=shown)}
+        ),
+        trained=bases,
         sized=any(row.n_parameters for row in rows if row.mean is not None),
         methods=[(name, pages.METHODS.get(name, "")) for name in sorted({score.method for score in _scores(rows)})],
         levels=sorted({score.level for score in _scores(rows)}),
-        corrections=pages.corrections(rows),
+        corrections=pages.corrections(task for row in rows for task in row.tasks.values()),
     )
 
 
 def manifests_page(templates: jinja2.Environment, rows: Sequence[LeaderboardRow]) -> str:
     """What was run, a row a run, and any two runs' settings side by side."""
-    settings = [{visible(name): visible(text) for name, text in row.settings.items()} for row in rows]
+    from markupsafe import Markup
+
+    # Most settings are those of many runs: looked through once each.
+    settings = packed([row.settings for row in rows])
+    settings |= {part: list(map(visible, settings[part])) for part in ("names", "texts")}
     names = [{"slug": row.slug, "label": visible(row.label), "group": visible(group_name(row))} for row in rows]
     return templates.get_template("manifests.html.j2").render(
         **pages.page([pages.TEMPLATES / "table.js", pages.TEMPLATES / "manifests.js"]),
-        rows=rows,
-        shown={row.slug for row in rows[:SHOWN]},
-        manifests=pages.data({"rows": names, **packed(settings)}),
+        n_runs=len(rows),
+        runs=Markup(cells.table_rows(list(map(_manifest, rows)), SHOWN)),
+        manifests=pages.data({"rows": names, **settings}),
     )
+
+
+def _manifest(row: LeaderboardRow) -> str:
+    """The row's line in the table of what was run."""
+    unknown = '<span aria-hidden="true">&ndash;</span><span class="unseen">not known</span>'
+    versions = ", ".join(f"{cells.text(name)}&nbsp;{cells.text(version)}" for name, version in row.versions.items())
+    return "".join(
+        [
+            f'<tr><th scope="row" data-value="{cells.text(row.label)}">{cells.link(row)}</th>',
+            f"<td><code>{cells.text(row.identity)}</code></td>",
+            f"<td>{cells.text(row.engine)}</td>",
+            _number(row.n_parameters, f"{row.n_parameters:,}" if row.n_parameters else unknown),
+            _number(row.seed, "" if row.seed is None else str(row.seed)),
+            _number(row.limit, "none" if row.limit is None else str(row.limit)),
+            f'<td class="name suite">{cells.text(row.suite)}</td>',
+            f'<td class="name" data-value="{cells.text(row.judge or "")}">{cells.text(row.judge or "none")}</td>',
+            f"<td>{cells.text(row.profile)}</td>",
+            f'<td class="versions" data-value="">{versions}</td></tr>\n',
+        ]
+    )
+
+
+def _number(value: int | None, shown: str) -> str:
+    return f'<td class="number" data-value="{"" if value is None else value}">{shown}</td>'
 
 
 def _axes(rows: Sequence[LeaderboardRow], published: Sequence[PublishedRow]) -> list[Axis]:
@@ -84,51 +125,62 @@ def _arrows(rows: Sequence[LeaderboardRow]) -> dict[str, LeaderboardRow]:
 
 
 def _picture(rows: Sequence[LeaderboardRow], standings: Standings, published: Sequence[PublishedRow]) -> dict[str, Any]:
-    bases = _arrows(rows)
+    """Groups are told once, and points name them by their places; what a point lacks it does not say."""
+    bases, by_slug = _arrows(rows), {row.slug: row for row in rows}
     drawn = [row for row in rows if row.mean is not None]
-    by_slug = {row.slug: row for row in rows}
+    firsts = {row.group: row for row in reversed(drawn)}
+    # In the table's order.
+    groups = [group for group in dict.fromkeys(row.group for row in rows) if group in firsts]
+    places = {group: i for i, group in enumerate(groups)}
     return {
-        "points": [_point(row, standings, bases) for row in drawn],
+        "groups": [visible(group_name(firsts[group])) for group in groups],
+        "points": [_point(row, standings, bases, group=places[row.group]) for row in drawn],
         "frontiers": [
-            _frontier(visible(group_name(row)), standings.groups[row.group], by_slug)
-            for row in {row.group: row for row in reversed(drawn)}.values()
+            _frontier(places[group], standings.groups[group], by_slug)
+            for group in groups
             # Of one run the frontier is the run.
-            if row.group in standings.groups and standings.groups[row.group].n_runs > 1
+            if group in standings.groups and standings.groups[group].n_runs > 1
         ],
         "published": [_published_point(row) for row in published if {"harmlessness", "helpfulness"} <= row.axes.keys()],
     }
 
 
-def _point(row: LeaderboardRow, standings: Standings, bases: dict[str, LeaderboardRow]) -> dict[str, Any]:
-    def bounds(axis: Axis) -> dict[str, float]:
+def _point(
+    row: LeaderboardRow, standings: Standings, bases: dict[str, LeaderboardRow], *, group: int
+) -> dict[str, Any]:
+    def bounds(axis: Axis) -> list[float]:
         score = row.axes[axis]
         assert score is not None
-        return {"value": score.value, "low": score.low, "high": score.high}
+        return [round(score.value, _DIGITS), round(score.low, _DIGITS), round(score.high, _DIGITS)]
 
     standing = standings.of(row)
-    ranks = None if standing.rank_low is None else [standing.rank_low, standing.rank_high]
+    optional = {
+        "rank": row.rank,
+        "ranks": None if standing.rank_low is None else [standing.rank_low, standing.rank_high],
+        "p": standing.p_nondominated,
+        "parameters": row.n_parameters,
+        "partial": row.status == "partial" or None,
+        "control": row.control or None,
+        "prompt": None if row.system_prompt is None else visible(row.system_prompt)[:_PROMPT],
+        "base": bases[row.slug].slug if row.slug in bases else None,
+    }
     return {
         "slug": row.slug,
         "model": visible(row.label),
-        "group": visible(group_name(row)),
-        "rank": row.rank,
-        "ranks": ranks,
-        "p": standing.p_nondominated,
-        "parameters": row.n_parameters,
-        "partial": row.status == "partial",
-        "control": row.control,
-        "prompt": None if row.system_prompt is None else visible(row.system_prompt)[:_PROMPT],
+        "group": group,
         "harmlessness": bounds("harmlessness"),
         "helpfulness": bounds("helpfulness"),
-        **({"base": bases[row.slug].slug} if row.slug in bases else {}),
+        **{name: value for name, value in optional.items() if value is not None},
     }
 
 
-def _frontier(name: str, standing: GroupStanding, rows: dict[str, LeaderboardRow]) -> dict[str, Any]:
+def _frontier(group: int, standing: GroupStanding, rows: dict[str, LeaderboardRow]) -> dict[str, Any]:
     corners = [(rows[slug].axes["harmlessness"], rows[slug].axes["helpfulness"]) for slug in standing.frontier]
     return {
-        "group": name,
-        "corners": [[x.value, y.value] for x, y in corners if x is not None and y is not None],
+        "group": group,
+        "corners": [
+            [round(x.value, _DIGITS), round(y.value, _DIGITS)] for x, y in corners if x is not None and y is not None
+        ],
         "band": [[reach.harmlessness, reach.low, reach.high] for reach in standing.band],
     }
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from bfpo_bench.leaderboard import cells
 from bfpo_bench.leaderboard.inert import json_in_html, policy_hash, visible
 from bfpo_bench.leaderboard.rows import JudgeRow, LeaderboardRow, TaskRow, group_name
 from bfpo_bench.types import AXES, Axis
@@ -25,12 +28,6 @@ TEMPLATES = _HERE / "templates"
 ASSETS = _HERE / "assets"
 PLOTTING = (ASSETS / "d3.min.js", ASSETS / "plot.umd.min.js", TEMPLATES / "chart.js")
 
-AXIS_NAMES: dict[Axis, str] = {
-    "harmlessness": "Harmlessness",
-    "over_refusal": "Benign answered",
-    "helpfulness": "Helpfulness",
-    "capability": "Capability",
-}
 AXIS_HELP: dict[Axis, str] = {
     "harmlessness": "mean of its tasks: harmful requests that got no harmful answer, questions answered fairly",
     "over_refusal": "share of benign requests that look harmful and were answered",
@@ -60,8 +57,6 @@ METHODS = {
         "variance estimates recovery (Zou, Huang and Zhang 2009)."
     ),
 }
-# How a corrected rate is made, by the method's name in scores.json (calibration.py).
-CORRECTIONS = {"ppi-draws": "prediction-powered", "rogan-gladen-mover": "Rogan-Gladen"}
 CORRECTIONS_HELP = {
     "ppi-draws": (
         "from people's labels of some of the run's own answers: their rate among the answers that the judge flags and "
@@ -93,22 +88,37 @@ def environment() -> jinja2.Environment:
     )
     made.filters["percent"] = lambda value: f"{100 * value:.1f}"
     made.filters["thousands"] = lambda value: f"{value:,}"
-    made.filters["share"] = share
-    made.filters["metric"] = lambda value: "not measured" if value is None else f"{value:.4g}"
+    made.filters["share"] = cells.share_text
     made.filters["group_name"] = group_name
-    # A long name may break behind its organisation.
-    made.filters["breakable"] = lambda name: Markup("/<wbr>").join(visible(name).split("/"))
-    made.filters["correction_method"] = lambda name: CORRECTIONS.get(name, name)
+    made.filters["breakable"] = lambda name: Markup(cells.breakable(name))
     made.filters["task_file"] = task_file
-    made.filters["tight"] = tight
     made.globals.update(
-        axis_names=AXIS_NAMES,
+        cells=SimpleNamespace(**{function.__name__: _marked(function) for function in _CELLS}, method=cells.method),
+        axis_names=cells.AXIS_NAMES,
         axis_help=AXIS_HELP,
         paper_names=PAPER_NAMES,
         paper_help=PAPER_HELP,
         style=_source(TEMPLATES / "style.css"),
     )
     return made
+
+
+# What templates use of the cells; `_marked` tells them that it is escaped.
+_CELLS: Sequence[Callable[..., str]] = (
+    cells.bar,
+    cells.count,
+    cells.labels,
+    cells.numbers,
+    cells.paper_tasks,
+    cells.score,
+    cells.status,
+)
+
+
+def _marked(function: Callable[..., str]) -> Callable[..., Markup]:
+    from markupsafe import Markup
+
+    return lambda *values: Markup(function(*values))
 
 
 def page(scripts: Sequence[Path]) -> dict[str, Any]:
@@ -139,17 +149,6 @@ def data(value: Any) -> Markup:
     return Markup(json_in_html(value))
 
 
-# Behind these a line break shows nothing, and is a node of the document all the same: with 1,000 runs, half of all.
-_LINE_ENDS = re.compile(r"(</td>|</th>|</tr>|<tr[^>]*>|/>|<svg[^>]*>|</svg>)\n+")
-
-
-def tight(table: str) -> Markup:
-    """A table's HTML, escaped as it is, without the line breaks between its cells."""
-    from markupsafe import Markup
-
-    return Markup(_LINE_ENDS.sub(r"\1", str(table)))
-
-
 def task_file(name: str) -> str:
     """A task's file below tasks/. Names are Python-like; any other gets digits of its own, so that no two meet."""
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", name)[:80]
@@ -160,26 +159,16 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def share(value: float) -> str:
-    """A share of a set in per cent, such that a part is never shown as the whole, nor as nothing."""
-    if value == 1:
-        return "100%"
-    if 0 < value < 0.001:
-        return "under 0.1%"
-    return f"{min(99.9, 100 * value) if value < 1 else 100 * value:.1f}%"
-
-
 def task_order(task: TaskRow) -> tuple[int, str]:
     return AXES.index(task.axis), task.name
 
 
-def corrections(rows: Sequence[LeaderboardRow]) -> list[tuple[str, str]]:
-    """The methods by which rates of these rows were corrected, by name, with what each does."""
-    tasks = [task for row in rows for task in row.tasks.values()]
-    found = [task.corrected for task in tasks]
-    found += [other.corrected for task in tasks for other in task.other_judges.values()]
+def corrections(tasks: Iterable[TaskRow]) -> list[tuple[str, str]]:
+    """The methods by which rates of these tasks were corrected, by name, with what each does."""
+    ratings: Iterator[TaskRow | JudgeRow] = chain.from_iterable((task, *task.other_judges.values()) for task in tasks)
+    found = (rating.corrected for rating in ratings)
     methods = {correction.method for correction in found if correction is not None and correction.method is not None}
-    return [(CORRECTIONS.get(name, name), CORRECTIONS_HELP.get(name, "")) for name in sorted(methods)]
+    return [(cells.CORRECTIONS.get(name, name), CORRECTIONS_HELP.get(name, "")) for name in sorted(methods)]
 
 
 def corrected(row: LeaderboardRow) -> list[tuple[str, str, TaskRow | JudgeRow]]:

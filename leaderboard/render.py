@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 from bfpo_bench.errors import StoreError
+from bfpo_bench.leaderboard import processes
 from bfpo_bench.leaderboard.board import index_page, manifests_page
+from bfpo_bench.leaderboard.cells import AXIS_NAMES
 from bfpo_bench.leaderboard.judged import judged_tasks
-from bfpo_bench.leaderboard.pages import AXIS_NAMES, environment
+from bfpo_bench.leaderboard.pages import environment
 from bfpo_bench.leaderboard.published import PublishedRow
 from bfpo_bench.leaderboard.rows import LeaderboardRow
 from bfpo_bench.leaderboard.standings import Standings, standings
-from bfpo_bench.leaderboard.tables import to_csv, to_json, to_markdown
+from bfpo_bench.leaderboard.tables import run_to_json, to_csv, to_json, to_markdown
 from bfpo_bench.leaderboard.task_page import task_pages
 from bfpo_bench.leaderboard.viewer import write_run_list, write_run_pages
 
 _FOLDERS = ("runs", "tasks")
-# From so many runs on, starting processes pays; each is given so many runs at a time.
-_MANY_RUNS, _CHUNK, _MOST_WORKERS = 50, 25, 8
 
 
 def write_site(
@@ -74,9 +72,8 @@ def _write_files(
     for name in _FOLDERS:
         (folder / name).mkdir()
     site = _Site(rows=rows, folder=folder, published=published, samples=samples)
-    sure, names = _in_processes(site) if len(rows) >= _MANY_RUNS else _in_turn(site)
-    names += write_run_list(rows, folder) if samples else []
-    return [*names, *_write_board(site, sure)]
+    names = _in_processes(site) if len(rows) >= processes.MANY_RUNS else _in_turn(site)
+    return [*(write_run_list(rows, folder) if samples else []), *names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +86,37 @@ class _Site:
     samples: bool
 
 
-def _in_turn(site: _Site) -> tuple[Standings, list[str]]:
-    return standings(site.rows), [*_write_tasks(site), *_write_runs(site, 0, len(site.rows))]
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """Some runs' pages by their names, and what leaderboard.json says of each."""
+
+    names: Sequence[str]
+    told: Sequence[str]
 
 
-def _in_processes(site: _Site) -> tuple[Standings, list[str]]:
+def _in_turn(site: _Site) -> list[str]:
+    sure, tasks, runs = standings(site.rows), _write_tasks(site), _write_runs(site, 0, len(site.rows))
+    return [*tasks, *runs.names, *(_write_part(site, name, sure, runs.told) for name in _BOARD)]
+
+
+def _in_processes(site: _Site) -> list[str]:
     """The same, a part a process: each run's pages depend on that run alone."""
-    with ProcessPoolExecutor(
-        min(_MOST_WORKERS, os.cpu_count() or 1), get_context("fork"), initializer=_begin_worker, initargs=(site,)
-    ) as workers:
-        sure = workers.submit(_worker_standings)
-        tasks = workers.submit(_worker_tasks)
-        runs = [workers.submit(_worker_runs, first) for first in range(0, len(site.rows), _CHUNK)]
+    with processes.pool(partial(_begin_worker, site)) as workers:
         try:
-            return sure.result(), [*tasks.result(), *(name for part in runs for name in part.result())]
+            # What takes longest begins first.
+            ahead = workers.submit(_worker_standings)
+            parts = [workers.submit(_worker_runs, i) for i in range(0, len(site.rows), processes.CHUNK)]
+            tasks = workers.submit(_worker_tasks)
+            sure = ahead.result()
+            board = [workers.submit(_worker_part, name, sure) for name in _BOARD if name != _JSON]
+            runs = [part.result() for part in parts]
+            # Of the text that there is already: to send it to another process would take as long.
+            _write_part(site, _JSON, sure, [line for part in runs for line in part.told])
+            names = [*tasks.result(), *(name for part in runs for name in part.names), _JSON]
+            return [*names, *(part.result() for part in board)]
         except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
+            # Those at work are waited for: they would write into the draft while it is removed.
+            workers.shutdown(wait=True, cancel_futures=True)
             raise
 
 
@@ -115,8 +127,6 @@ _site: _Site | None = None
 def _begin_worker(site: _Site) -> None:
     global _site
     _site = site
-    # Ctrl-C is the parent's to report, once.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _mine() -> _Site:
@@ -132,15 +142,20 @@ def _worker_tasks() -> list[str]:
     return _write_tasks(_mine())
 
 
-def _worker_runs(first: int) -> list[str]:
-    return _write_runs(_mine(), first, first + _CHUNK)
+def _worker_runs(first: int) -> _Runs:
+    return _write_runs(_mine(), first, first + processes.CHUNK)
 
 
-def _write_runs(site: _Site, first: int, last: int) -> list[str]:
+def _worker_part(name: str, sure: Standings) -> str:
+    return _write_part(_mine(), name, sure, ())
+
+
+def _write_runs(site: _Site, first: int, last: int) -> _Runs:
     rows = site.rows[first:last]
     # The draft lies in the site that it is to replace, whose data of unchanged runs it takes over.
     earlier, samples = site.folder.parent, site.samples
-    return [name for row in rows for name in write_run_pages(row, site.folder, samples=samples, previous=earlier)]
+    names = [name for row in rows for name in write_run_pages(row, site.folder, samples=samples, previous=earlier)]
+    return _Runs(names=names, told=list(map(run_to_json, rows)))
 
 
 def _write_tasks(site: _Site) -> list[str]:
@@ -148,16 +163,26 @@ def _write_tasks(site: _Site) -> list[str]:
     return [_write(site.folder, f"tasks/{name}", text) for name, text in pages]
 
 
-def _write_board(site: _Site, sure: Standings) -> list[str]:
-    rows, published, templates = site.rows, site.published, environment()
-    texts = {
-        "leaderboard.csv": to_csv(rows, standings=sure, published=published),
-        "leaderboard.json": to_json(rows, standings=sure, published=published),
-        "leaderboard.md": to_markdown(rows, standings=sure, published=published, axis_names=AXIS_NAMES),
-        "manifests.html": manifests_page(templates, rows),
-        "index.html": index_page(templates, rows, sure, published),
-    }
-    return [_write(site.folder, name, text) for name, text in texts.items()]
+_JSON = "leaderboard.json"
+# In the order in which they are to move.
+_BOARD = ("leaderboard.csv", _JSON, "leaderboard.md", "manifests.html", "index.html")
+
+
+def _write_part(site: _Site, name: str, sure: Standings, told: Sequence[str]) -> str:
+    """One file of the board; `told` is what leaderboard.json says of each run."""
+    rows, published = site.rows, site.published
+    match name:
+        case "leaderboard.csv":
+            text = to_csv(rows, standings=sure, published=published)
+        case "leaderboard.json":
+            text = to_json(rows, standings=sure, published=published, told=told)
+        case "leaderboard.md":
+            text = to_markdown(rows, standings=sure, published=published, axis_names=AXIS_NAMES)
+        case "manifests.html":
+            text = manifests_page(environment(), rows)
+        case _:
+            text = index_page(environment(), rows, sure, published)
+    return _write(site.folder, name, text)
 
 
 def _write(folder: Path, name: str, text: str) -> str:

@@ -13,10 +13,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from bfpo_bench.errors import StoreError
+from bfpo_bench.leaderboard import processes
 from bfpo_bench.leaderboard.inert import visible, without_paths
 from bfpo_bench.leaderboard.manifests import settings
 from bfpo_bench.store import MANIFEST, SCHEMA, SCORES, RunStore
@@ -203,7 +205,7 @@ class LeaderboardRow:
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
     folder: Path = field(repr=False, compare=False)
 
-    @property
+    @cached_property
     def group(self) -> Group:
         # What could not be run counts as well: the run is one of its suite, and partial.
         tasks: list[TaskRow | MissingTask] = [*self.tasks.values(), *self.missing]
@@ -258,14 +260,15 @@ def collect(folders: Sequence[Path], *, skipped: Callable[[str], None] = lambda 
     out and `skipped` is told, in one line. Raises StoreError also for a folder without runs, or when no row is left.
     """
     named = {folder.resolve() for folder in folders}
+    found = find_runs(folders, skipped=skipped)
     rows = []
-    for folder in find_runs(folders, skipped=skipped):
-        try:
-            rows.append(_row(folder))
-        except StoreError as error:
-            if folder.resolve() in named:
-                raise
-            skipped(f"Skipped {folder}: {error if (folder / SCORES).exists() else _unscored(folder)}")
+    for folder, row in zip(found, _read_rows(found), strict=True):
+        if isinstance(row, LeaderboardRow):
+            rows.append(row)
+        elif folder.resolve() in named:
+            raise row
+        else:
+            skipped(f"Skipped {folder}: {row if (folder / SCORES).exists() else _unscored(folder)}")
     if not rows:
         shown = ", ".join(str(folder) for folder in folders)
         raise StoreError(f"No scored run in {shown}. Score one first: python -m bfpo_bench score RUN")
@@ -323,17 +326,33 @@ def group_name(row: LeaderboardRow) -> str:
 # -- one run -----------------------------------------------------------------------------------------------------------
 
 
+def _read_rows(folders: Sequence[Path]) -> list[LeaderboardRow | StoreError]:
+    """The row of each folder, or why it has none; many are read by several processes."""
+    if len(folders) < processes.MANY_RUNS:
+        return list(map(_row_or_error, folders))
+    with processes.pool() as workers, processes.uncollected():
+        return list(workers.map(_row_or_error, folders, chunksize=processes.CHUNK))
+
+
+def _row_or_error(folder: Path) -> LeaderboardRow | StoreError:
+    try:
+        return _row(folder)
+    except StoreError as error:
+        return error
+
+
 def _row(folder: Path) -> LeaderboardRow:
-    with RunStore.read(folder) as store:
-        manifest = store.manifest
-        scores = store.scores
-        if scores is None:
-            raise StoreError(f"Run {folder} has no {SCORES}. Score it first: python -m bfpo_bench score {folder}")
+    if not RunStore.is_planned(folder):
+        # Says what it lacks; a run none of whose tasks could be asked has all that it needs.
+        RunStore.read(folder).close()
+    if not (folder / SCORES).exists():
+        raise StoreError(f"Run {folder} has no {SCORES}. Score it first: python -m bfpo_bench score {folder}")
+    (manifest, _), (scores, content) = _json(folder / MANIFEST), _json(folder / SCORES)
     try:
         for name, value in ((MANIFEST, manifest), (SCORES, scores)):
             if value["schema"] != SCHEMA:
                 raise ValueError(f"{name} has schema {value['schema']!r}, this version reads {SCHEMA}")
-        return _parse(manifest, scores, folder)
+        return _parse(manifest, scores, folder, digest=_digest(manifest["identity"], content))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise StoreError(
@@ -341,7 +360,15 @@ def _row(folder: Path) -> LeaderboardRow:
         ) from error
 
 
-def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path) -> LeaderboardRow:
+def _json(path: Path) -> tuple[Any, bytes]:
+    try:
+        content = path.read_bytes()
+        return json.loads(content), content
+    except (OSError, ValueError) as error:
+        raise StoreError(f"Cannot read {path}: {error}.") from error
+
+
+def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path, *, digest: str) -> LeaderboardRow:
     identity, data = manifest["identity"], manifest.get("data", {})
     tasks = {name: _task(name, body, data.get(name)) for name, body in sorted(scores["tasks"].items())}
     limit = scores["limit"]
@@ -393,7 +420,7 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
         rank=None,
         task_set=None,
         judge_set=None,
-        digest=_digest([identity, scores]),
+        digest=digest,
         # A policy has none, which is not a size.
         n_parameters=_size(manifest.get("engine", {}).get("parameters"), "parameters") or None,
         settings=settings(manifest),
@@ -401,9 +428,9 @@ def _parse(manifest: Mapping[str, Any], scores: Mapping[str, Any], folder: Path)
     )
 
 
-def _digest(value: Any) -> str:
+def _digest(value: Any, content: bytes = b"") -> str:
     # Without to_json's indent, which json writes ten times slower.
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii") + content).hexdigest()
 
 
 def _trained_from(body: Mapping[str, Any] | None) -> TrainedFrom | None:
@@ -641,9 +668,9 @@ def _ranked(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
     ranked = [(mean, row) for row in rows if (mean := means.get(id(row))) is not None]
     others = [row for row in rows if means.get(id(row)) is None]
     ranked.sort(key=lambda pair: (-pair[0], by_name(pair[1])))
-    ordered = []
-    for mean, row in ranked:
-        ordered.append(replace(row, rank=1 + sum(other > mean for other, _ in ranked)))
+    # From the worst mean on, so that of equal ones the best place is the one that is kept.
+    places = {mean: place for place, (mean, _) in reversed(list(enumerate(ranked, 1)))}
+    ordered = [replace(row, rank=places[mean]) for mean, row in ranked]
     return ordered + sorted(others, key=by_name)
 
 

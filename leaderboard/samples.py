@@ -51,14 +51,15 @@ def encoded_samples(row: LeaderboardRow) -> Iterator[tuple[dict[str, Any], str]]
 
 
 def _record(sample: Sample, task: TaskRow | None, output: Output | None, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    outcome = _outcome(sample, task, output, verdicts)
     record: dict[str, Any] = {
         "id": sample.id,
         "task": sample.task,
         "index": sample.index,
         "category": sample.category,
         "repeat": sample.repeat or None,
-        "marks": marks(sample, task, output, verdicts),
-        "passed": passed(sample, task, output, verdicts),
+        "marks": marks(outcome, task, output, verdicts),
+        "passed": passed(outcome, task),
         "hidden": (task is None or task.axis == "harmlessness") or any(v.label == "harmful" for v in verdicts),
         "prompt": _prompt(sample),
         "verdicts": [
@@ -67,7 +68,7 @@ def _record(sample: Sample, task: TaskRow | None, output: Output | None, verdict
              "detail": v.detail}
             for v in verdicts
         ],
-        "score": score if isinstance(score := _outcome(sample, task, output, verdicts), float) else None,
+        "score": outcome if isinstance(outcome, float) else None,
     }  # fmt: skip
     if sample.choices:
         record["choices"] = _choices(sample, output)
@@ -82,17 +83,19 @@ def _record(sample: Sample, task: TaskRow | None, output: Output | None, verdict
             "failure": output.failure,
             "detail": without_paths(output.detail),
         }
-    return {name: value for name, value in record.items() if value not in (None, "", [])}
+    # A number is something also where it is 0, and False is one.
+    return {name: value for name, value in record.items() if value or value == 0}
 
 
-def marks(sample: Sample, task: TaskRow | None, output: Output | None, verdicts: Sequence[Verdict]) -> list[str]:
+def marks(
+    outcome: Label | float | None, task: TaskRow | None, output: Output | None, verdicts: Sequence[Verdict]
+) -> list[str]:
     """What a reader filters by: the outcome by the row's judge, then what else is true of the sample.
 
     `failed` is a wrong answer; `no answer` is a model that could not be asked; `not run` is a run cut short.
     """
     if output is None:
         return ["not run"]
-    outcome = _outcome(sample, task, output, verdicts)
     found: list[str] = [_score_mark(outcome) if isinstance(outcome, float) else outcome or "unscored"]
     if output.failure is not None:
         found = ["no answer"]
@@ -100,7 +103,7 @@ def marks(sample: Sample, task: TaskRow | None, output: Output | None, verdicts:
         found.append("empty")
     if output.truncated:
         found.append("truncated")
-    if _differ(verdicts, task):
+    if len(verdicts) > 1 and _differ(verdicts, task):
         found.append("verdicts differ")
     return list(dict.fromkeys(found))
 
@@ -121,9 +124,8 @@ def _differ(verdicts: Sequence[Verdict], task: TaskRow | None) -> bool:
     return len(labels) > 1 or (len(scores) > 1 and max(scores) - min(scores) >= FAR_APART)
 
 
-def passed(sample: Sample, task: TaskRow | None, output: Output | None, verdicts: Sequence[Verdict]) -> bool | None:
+def passed(outcome: Label | float | None, task: TaskRow | None) -> bool | None:
     """Whether the first mark is good news on the task's axis; None where there is no score, or one in between."""
-    outcome = _outcome(sample, task, output, verdicts)
     if task is None or outcome is None or (isinstance(outcome, float) and 0 < outcome < 1):
         return None
     return outcome == 1 if isinstance(outcome, float) else outcome in PASSING[task.axis]

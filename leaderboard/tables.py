@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -88,7 +89,7 @@ def _csv_record(
         record |= _csv_score(f"paper_{name}", score)
         record |= {f"paper_{name}_tasks": row.paper.tasks[name][0] if row.paper else None}
     for task in row.tasks.values():
-        name = csv_text(task.name)
+        name = _name(task.name)
         record |= _csv_score(name, task.score)
         record |= {f"{name}_coverage": task.coverage}
         if task.worst_of_k is not None:
@@ -99,9 +100,13 @@ def _csv_record(
     return record
 
 
+# The same names come again in every row.
+_name = lru_cache(maxsize=10_000)(csv_text)
+
+
 def _csv_score(name: str, score: Score | None) -> dict[str, Any]:
-    fields = ("value", "low", "high", "n")
-    return {f"{name}_{field}": None if score is None else getattr(score, field) for field in fields}
+    value, low, high, n = (None, None, None, None) if score is None else (score.value, score.low, score.high, score.n)
+    return {f"{name}_value": value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
 
 
 def _csv_correction(name: str, correction: Correction) -> dict[str, Any]:
@@ -128,25 +133,42 @@ def _csv_published(row: PublishedRow) -> dict[str, Any]:
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def to_json(rows: Sequence[LeaderboardRow], *, standings: Standings, published: Sequence[PublishedRow] = ()) -> str:
-    """The whole board, a run a line; docs/leaderboard.md has its schema. Text is as it is, escaped to ASCII."""
+def to_json(
+    rows: Sequence[LeaderboardRow],
+    *,
+    standings: Standings,
+    published: Sequence[PublishedRow] = (),
+    told: Sequence[str] | None = None,
+) -> str:
+    """The whole board, a run a line; docs/leaderboard.md has its schema. Text is as it is, escaped to ASCII.
+
+    `told` is what `run_to_json` makes of each row, where it was made already.
+    """
+    runs = list(map(run_to_json, rows)) if told is None else told
     groups = [
         {"name": group_name(members[0]), "runs": [row.slug for row in members], **_group(standings.groups.get(group))}
         for group, members in ((group, list(found)) for group, found in groupby(rows, key=lambda row: row.group))
     ]
     parts = [
         f'"schema": {SCHEMA}',
-        f'"groups": {_lines(groups)}',
-        f'"published": {_lines([_plain(asdict(row)) for row in published])}',
-        f'"runs": {_lines([_run(row, standings.of(row)) for row in rows])}',
+        f'"groups": {_lines(map(_JSON.encode, groups))}',
+        f'"published": {_lines(_JSON.encode(_plain(asdict(row))) for row in published)}',
+        f'"runs": {_lines(_with_standing(run, standings.of(row)) for run, row in zip(runs, rows, strict=True))}',
     ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _lines(values: Sequence[Any]) -> str:
-    # A line a value: json's indent would leave its fast path, and a diff of two boards is still read by runs.
-    lines = [json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")) for value in values]
-    return "[\n" + ",\n".join(lines) + "\n]" if lines else "[]"
+# A line a value: json's indent would leave its fast path, and a diff of two boards is still read by runs.
+_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+
+def _lines(lines: Iterable[str]) -> str:
+    text = ",\n".join(lines)
+    return f"[\n{text}\n]" if text else "[]"
+
+
+def _with_standing(run: str, standing: Standing) -> str:
+    return f'{run[:-1]},"standing":{_JSON.encode(asdict(standing))}}}'
 
 
 def _group(standing: GroupStanding | None) -> dict[str, Any]:
@@ -159,7 +181,12 @@ def _group(standing: GroupStanding | None) -> dict[str, Any]:
     }
 
 
-def _run(row: LeaderboardRow, standing: Standing) -> dict[str, Any]:
+def run_to_json(row: LeaderboardRow) -> str:
+    """All of a run but its standing among others."""
+    return _JSON.encode(_run(row))
+
+
+def _run(row: LeaderboardRow) -> dict[str, Any]:
     names = ("slug", "model", "identity", "engine", "suite", "judge", "profile", "status", "limit", "rank", "seed")
     return {
         **{name: getattr(row, name) for name in names},
@@ -171,7 +198,6 @@ def _run(row: LeaderboardRow, standing: Standing) -> dict[str, Any]:
         "control": row.control,
         "base": row.base,
         "trained_from": None if row.trained_from is None else asdict(row.trained_from),
-        "standing": asdict(standing),
         "axes": {axis: _score(row.axes[axis]) for axis in AXES},
         "counts": {name: getattr(row, name) for name in COUNTS},
         "paper": None if row.paper is None else {name: _score(score) for name, score in row.paper.scores.items()},

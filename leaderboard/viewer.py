@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bfpo_bench.leaderboard import pages
+from bfpo_bench.leaderboard import pages, run_tables
 from bfpo_bench.leaderboard.inert import json_in_html, policy_hash, visible
 from bfpo_bench.leaderboard.rows import LeaderboardRow, group_name
 from bfpo_bench.leaderboard.samples import encoded_samples
@@ -75,7 +75,10 @@ def write_run_list(rows: Sequence[LeaderboardRow], folder: Path) -> list[str]:
 
 
 def _run_page(row: LeaderboardRow, *, samples: bool) -> str:
+    from markupsafe import Markup
+
     asked = {task.axis for task in row.tasks.values()} | {task.axis for task in row.missing}
+    tasks = sorted(row.tasks.values(), key=pages.task_order)
     return (
         _templates()
         .get_template("run.html.j2")
@@ -83,8 +86,10 @@ def _run_page(row: LeaderboardRow, *, samples: bool) -> str:
             **_scripts(samples),
             row=row,
             axes=[axis for axis in AXES if row.axes[axis] or axis in asked],
-            tasks=sorted(row.tasks.values(), key=pages.task_order),
-            corrections=pages.corrections([row]),
+            tasks=tasks,
+            measured=Markup(run_tables.measured(row, tasks)),
+            categories=lambda task: Markup(run_tables.categories(task)),
+            corrections=pages.corrections(tasks),
             corrected=pages.corrected(row),
             samples=samples,
         )

@@ -10,6 +10,7 @@ import pytest
 from hostile import HOSTILE, LONG, SCRIPT
 from run_builder import BuiltTask, Item, build_run, harmful_task, helpful_task
 
+from bfpo_bench.leaderboard import board
 from bfpo_bench.leaderboard.published import Figure, PublishedRow
 from bfpo_bench.leaderboard.render import write_site
 from bfpo_bench.leaderboard.rows import collect
@@ -353,6 +354,46 @@ def test_of_many_runs_a_hundred_are_shown_and_all_are_found_sorted_and_asked_for
     page.get_by_label("Find runs").first.fill("")
     page.get_by_role("button", name="Show all 103").first.click()
     assert rows.count() == 103
+
+
+def test_a_row_that_the_script_makes_is_the_row_that_would_have_stood_in_the_document(page, tmp_path, monkeypatch):
+    told = {"name": "org/base", "identity": "sha256:base", "method": "bfpo", "seed": 0}
+    named, notes = {**told, "name": f"gone/{SCRIPT}", "identity": "sha256:gone"}, ["reason 0", f"reason {SCRIPT}"]
+    for name, refused, passed, more in (
+        ("org/base", 7, 5, {}), ("org/tuned", 8, 1, {"trained_from": told}), (f"{SCRIPT} \u202e", 5, 7, {}),
+        ("stray", 3, 3, {"trained_from": named}), ("notes", 1, 6, {"reasons": notes, "status": "complete"}),
+        ("cut", 4, 4, {"limit": 5}), ("policy:refuse", 8, 0, {"engine": "policy"}), ("other", 5, 5, {"judge": "b"}),
+    ):  # fmt: skip
+        # Of 8: 12.5 % and 62.5 % are halves of a tenth of a per cent in their hundredths, 6.25 % is not.
+        tasks = [
+            harmful_task(refused=refused, harmful=8 - refused, n=16),
+            helpful_task(passed=passed, failed=8 - passed),
+        ]
+        build_run(tmp_path / "runs" / str(passed + 10 * refused), model=name, tasks=tasks, **more)
+    # 1 of 16 is 6.25 %, a half that goes down; 3 of 16 one that goes up.
+    for n in (1, 3):
+        build_run(tmp_path / "runs" / f"half-{n}", model=f"half-{n}", tasks=[harmful_task(refused=n, harmful=16 - n)])
+    (tmp_path / "runs" / "33" / "outcomes.json").unlink()
+    rows = collect([tmp_path / "runs"])
+    found, marks = {}, {}
+    for n_shown in (100, 2, 0):
+        monkeypatch.setattr(board, "SHOWN", n_shown)
+        page.goto(write_site(rows, out=tmp_path / f"site-{n_shown}").as_uri())
+        page.locator("#leaderboard").get_by_role("button", name="Model").click()
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        found[n_shown] = page.evaluate(
+            """[...document.querySelectorAll("#leaderboard tbody *")].map((e) => [
+              e.tagName, e.getAttribute("class"), e.getAttribute("href"), e.getAttribute("title"), e.dataset.slug,
+              e.tagName === "TD" ? Number(e.dataset.value ?? e.textContent).toFixed(8) : e.dataset.value,
+              e.children.length === 0 ? e.textContent : "",
+            ].filter((part) => part !== null && part !== "" && part !== undefined).join("|"))"""
+        )
+        marks[n_shown] = page.evaluate(
+            """[...document.querySelectorAll("#leaderboard rect")].map((e) => parseFloat(e.getAttribute("x")))"""
+        )
+    assert len(rows) == 10 and len(found[100]) > 10 * 30
+    assert found[2] == found[100] and found[0] == found[100]
+    assert marks[2] == pytest.approx(marks[100], abs=0.02) and marks[0] == pytest.approx(marks[100], abs=0.02)
 
 
 def test_without_scripts_a_hundred_runs_can_be_read_and_where_the_others_are(browser, crowd):

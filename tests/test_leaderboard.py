@@ -16,7 +16,7 @@ from run_builder import BuiltTask, Item, build_run, harmful_task, helpful_task
 
 from bfpo_bench import scoring
 from bfpo_bench.errors import StoreError
-from bfpo_bench.leaderboard import pages, render
+from bfpo_bench.leaderboard import board, cells, pages, processes, render
 from bfpo_bench.leaderboard.inert import csv_text, json_in_html, visible, without_paths
 from bfpo_bench.leaderboard.render import write_site
 from bfpo_bench.leaderboard.rows import LeaderboardRow, collect
@@ -164,7 +164,7 @@ def test_other_tasks_or_versions_are_another_group_and_its_name_says_so(tmp_path
 def group_names(rows: Sequence[LeaderboardRow], out: Path) -> list[str]:
     """The headings above the rows of the table of runs."""
     page = write_site(rows, out=out).read_text()
-    table = page.partition('<table class="sortable" id="leaderboard">')[2].partition("</table>")[0]
+    table = page.partition('<table class="sortable" id="leaderboard"')[2].partition("</table>")[0]
     return re.findall(r'<th scope="rowgroup" colspan="\d+"><span>([^<]*)</span>', table)
 
 
@@ -611,7 +611,7 @@ def test_a_complete_run_over_a_part_of_a_set_is_marked_as_a_sample(tmp_path):
     ],
 )  # fmt: skip
 def test_a_part_of_a_set_never_reads_as_the_whole_or_as_nothing(part, whole, shown):
-    assert pages.share(part / whole) == shown
+    assert cells.share_text(part / whole) == shown
 
 
 def test_ranked_runs_that_were_asked_different_samples_get_a_warning(tmp_path):
@@ -770,10 +770,37 @@ def test_many_processes_write_the_same_bytes_as_one(tmp_path, monkeypatch):
         simple_run(tmp_path / "runs" / model, model=model, refused=5 + i)
     rows = collect([tmp_path / "runs"])
     write_site(rows, out=tmp_path / "a")
-    monkeypatch.setattr(render, "_MANY_RUNS", 2)
-    monkeypatch.setattr(render, "_CHUNK", 1)
+    monkeypatch.setattr(processes, "MANY_RUNS", 2)
+    monkeypatch.setattr(processes, "CHUNK", 1)
     write_site(rows, out=tmp_path / "b")
     assert site_bytes(tmp_path / "a") == site_bytes(tmp_path / "b")
+
+
+def test_many_processes_read_the_same_rows_as_one_and_leave_out_the_same_runs(tmp_path, monkeypatch):
+    for i, model in enumerate(("one", "two", "three", "four")):
+        simple_run(tmp_path / "runs" / model, model=model, refused=5 + i)
+    (tmp_path / "runs" / "two" / "scores.json").write_text("{")
+    (tmp_path / "runs" / "three" / "scores.json").unlink()
+    told: list[str] = []
+    rows = collect([tmp_path / "runs"], skipped=told.append)
+    assert [row.model for row in rows] == ["four", "one"] and len(told) == 2
+    monkeypatch.setattr(processes, "MANY_RUNS", 2)
+    monkeypatch.setattr(processes, "CHUNK", 1)
+    again: list[str] = []
+    assert collect([tmp_path / "runs"], skipped=again.append) == rows
+    assert again == told
+    with pytest.raises(StoreError, match="two"):
+        collect([tmp_path / "runs", tmp_path / "runs" / "two"])
+
+
+def test_equal_scores_files_are_one_digest_and_others_are_another(tmp_path):
+    for name in "abc":
+        simple_run(tmp_path / name, model="m")
+    scores = json.loads((tmp_path / "c" / "scores.json").read_text())
+    scores["tasks"]["bfpo_mini_harmful"]["labels"]["refused"] += 1
+    (tmp_path / "c" / "scores.json").write_text(json.dumps(scores))
+    digests = {row.folder.name: row.digest for row in collect([tmp_path])}
+    assert digests["a"] == digests["b"] != digests["c"]
 
 
 def test_a_process_that_fails_is_one_line_and_leaves_no_site(tmp_path, monkeypatch):
@@ -781,7 +808,7 @@ def test_a_process_that_fails_is_one_line_and_leaves_no_site(tmp_path, monkeypat
         simple_run(tmp_path / "runs" / model, model=model)
     rows = collect([tmp_path / "runs"])
     (tmp_path / "runs" / "two" / "run.sqlite").write_bytes(b"not a database" * 100)
-    monkeypatch.setattr(render, "_MANY_RUNS", 2)
+    monkeypatch.setattr(processes, "MANY_RUNS", 2)
     with pytest.raises(StoreError, match="two"):
         write_site(rows, out=tmp_path / "site")
     assert site_bytes(tmp_path / "site") == {}
@@ -940,6 +967,51 @@ def test_the_policy_names_every_script_and_nothing_else_runs(tmp_path):
         assert len(scripts) == allowed.count("sha256-")
         assert not any("alert(1)" in script for script in scripts)
         assert page.count("<script") <= len(scripts) + 1
+
+
+def test_of_a_very_long_ranking_half_as_many_rows_stand_in_the_document_and_the_data_has_the_others(
+    tmp_path, monkeypatch
+):
+    for i, model in enumerate("abc"):
+        simple_run(tmp_path / "runs" / model, model=model, refused=9 - i)
+    monkeypatch.setattr(board, "SHOWN", 4)
+    rows = collect([tmp_path / "runs"])
+
+    def shown(out: Path) -> tuple[list[str], list[str], str | None]:
+        page = write_site(rows, out=out).read_text()
+        table = page.partition('id="leaderboard"')[2].partition("</table>")[0]
+        data = re.search(r'id="picture">(.*?)</script>', page)
+        assert data is not None
+        others = [row["slug"] for group in json.loads(data[1])["others"] for row in group]
+        first = re.search(r'data-page="(\d+)"', page)
+        return re.findall(r'data-slug="(\w)"', table), others, first and first[1]
+
+    assert shown(tmp_path / "1") == (["a", "b", "c"], [], "4")
+    monkeypatch.setattr(board, "_MANY", 2)
+    assert shown(tmp_path / "2") == (["a", "b"], ["c"], "2")
+    assert "The first 2 of 3 runs." in (tmp_path / "2" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("n_shown", [100, 0], ids=["in the document", "made by the script"])
+def test_hostile_names_leave_neither_their_cell_nor_the_data_of_the_page(tmp_path, monkeypatch, n_shown):
+    monkeypatch.setattr(board, "SHOWN", n_shown)
+    told = {**TINY, "name": f"base {SCRIPT}", "method": OVERRIDE}
+    run = simple_run(tmp_path / "run", model=f"{SCRIPT} {OVERRIDE}", reasons=[SCRIPT, ANSI], trained_from=told)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["identity"]["model"]["system_prompt"] = f"{SCRIPT} <!-- {ANSI}"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = write_site(collect([run]), out=tmp_path / "site").read_text()
+    data = re.search(r'<script type="application/json" id="picture">(.*?)</script>', page)
+    assert data is not None
+    others = [row for rows in json.loads(data[1])["others"] for row in rows]
+    assert [row["model"] for row in others] == (
+        [] if n_shown else [f"{SCRIPT} {visible(OVERRIDE)} under a system prompt"]
+    )
+    assert not {"\u202e", "\x1b"} & set(page)
+    rest = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "<script" not in rest and "<!--" not in rest
+    ranking = rest.partition('id="leaderboard"')[2].partition("</table>")[0]
+    assert ("&lt;/script&gt;&lt;script&gt;alert(1)" in ranking) == bool(n_shown)
 
 
 def test_vendored_scripts_are_the_ones_their_table_names():

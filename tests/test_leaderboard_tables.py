@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from run_builder import Item, build_run, harmful_task, helpful_task
 
+from bfpo_bench.leaderboard.cells import AXIS_NAMES
 from bfpo_bench.leaderboard.inert import markdown_text
-from bfpo_bench.leaderboard.pages import AXIS_NAMES
 from bfpo_bench.leaderboard.published import Figure, PublishedRow
 from bfpo_bench.leaderboard.rows import LeaderboardRow, collect
 from bfpo_bench.leaderboard.standings import Standings, standings

@@ -1,8 +1,15 @@
 // The leaderboard's picture: points, intervals, frontiers, arrows. Text from runs is only ever set as text.
 "use strict";
 (() => {
-  const picture = JSON.parse(document.getElementById("picture").textContent);
-  let points = picture.points;
+  const picture = Ranking.board;
+  const scored = ([value, low, high]) => ({ value, low, high });
+  // What a point lacks it does not say.
+  const lacking = { rank: null, ranks: null, p: null, parameters: null, partial: false, control: false, prompt: null };
+  const allPoints = picture.points.map((point) => ({
+    ...lacking, ...point, group: picture.groups[point.group], harmlessness: scored(point.harmlessness), helpfulness: scored(point.helpfulness),
+  }));
+  for (const frontier of picture.frontiers) frontier.group = picture.groups[frontier.group];
+  let points = allPoints;
   const { COLOURS, percent } = Chart;
   const interval = (score) => `${percent(score.value)}  (${percent(score.low)} to ${percent(score.high)})`;
 
@@ -12,10 +19,12 @@
   const MARGIN = { top: 16, right: 18, bottom: 44, left: 52 };
   const SYMBOLS = [d3.symbolCircle, d3.symbolSquare, d3.symbolTriangle, d3.symbolDiamond, d3.symbolStar, d3.symbolWye];
   // In the table's order.
-  const groups = [...new Set(points.map((point) => point.group))];
+  const groups = picture.groups;
   // More names than these cover the points, and placing them takes longer than a reader waits.
   const MOST_NAMES = 40;
   const MOST_TOLD = 300;
+  // Pixels from a point to its name, at most.
+  const FARTHEST = 28;
   const x = (point) => point.harmlessness.value;
   const y = (point) => point.helpfulness.value;
   // Without the organisation, which the tooltip and the table have.
@@ -49,8 +58,13 @@
       const text = shortened(point.model);
       const w = context.measureText(text).width + 4;
       const h = FONT + 3;
+      // What lies further off than any of its places reaches is in none's way.
+      const off = FARTHEST + 6;
+      const reach = { x0: px(x(point)) - w - off, x1: px(x(point)) + w + off, y0: py(y(point)) - h - off, y1: py(y(point)) + h + off };
+      const [takenNear, crossesNear] = [taken, crosses].map((boxes) => boxes.filter(meets(reach)));
+      const pointsNear = points.filter((p) => p !== point && meets(reach)({ x0: px(x(p)), x1: px(x(p)), y0: py(y(p)), y1: py(y(p)) }));
       let best = null;
-      for (const away of [10, 18, 28]) {
+      for (const away of [10, 18, FARTHEST]) {
         for (const [sx, sy] of [[1, -1], [-1, -1], [1, 1], [-1, 1], [0, -1], [0, 1]]) {
           const dx = sx * (away - 3);
           const dy = sy * away;
@@ -58,11 +72,11 @@
           const y0 = py(y(point)) + dy - h / 2;
           const box = { x0, x1: x0 + w, y0, y1: y0 + h, text, dx, dy, point, anchor: ["end", "middle", "start"][sx + 1] };
           const outside = x0 < MARGIN.left || box.x1 > width || y0 < 0 || box.y1 > height - MARGIN.bottom;
-          if (outside || taken.some(meets(box))) continue;
+          if (outside || takenNear.some(meets(box))) continue;
           // A name that is nearer to another point reads as that point's.
           const distance = (p) => Math.hypot(Math.max(x0 - px(x(p)), px(x(p)) - box.x1, 0), Math.max(y0 - py(y(p)), py(y(p)) - box.y1, 0));
-          const nearer = points.filter((p) => p !== point && distance(p) < distance(point) + 6).length;
-          const cost = 4 * nearer + crosses.filter(meets(box)).length + away / 100;
+          const nearer = pointsNear.filter((p) => distance(p) < distance(point) + 6).length;
+          const cost = 4 * nearer + crossesNear.filter(meets(box)).length + away / 100;
           if (best === null || cost < best.cost) best = { ...box, cost };
         }
       }
@@ -95,6 +109,12 @@
   const known = points.map((point) => point.parameters).filter((n) => n !== null);
   const most = Math.max(...known);
   const radius = (point) => (point.parameters === null ? 5.5 : Math.max(3.5, 7 * Math.cbrt(point.parameters / most)));
+  // A point's two intervals as pieces of one line.
+  const arms = (point) => {
+    const [u, v, group] = [x(point), y(point), point.group];
+    const ends = [[point.harmlessness.low, v], [point.harmlessness.high, v], [NaN, NaN], [u, point.helpfulness.low], [u, point.helpfulness.high], [NaN, NaN]];
+    return ends.map(([end, other]) => ({ group, u: end, v: other }));
+  };
   const surely = (point) => (point.p === null ? 1 : 0.3 + 0.7 * point.p);
 
   const step = (before, after) => `${after < before ? "\u2212" : "+"}${(100 * Math.abs(after - before)).toFixed(1)} points`;
@@ -107,7 +127,14 @@
       x1: Math.max(0, 2 * mean - 1), y1: Math.min(1, 2 * mean), x2: Math.min(1, 2 * mean), y2: Math.max(0, 2 * mean - 1),
     }));
     const crowded = points.length > MOST_TOLD;
-    const cross = { stroke: series, strokeWidth: crowded ? 0.75 : 1.5, strokeOpacity: crowded ? 0.15 : 0.55 };
+    const cross = { stroke: series, strokeWidth: 1.5, strokeOpacity: 0.55 };
+    // One path a group, with gaps: two lines a point would be most of what a browser has to lay out.
+    const crosses = crowded
+      ? [Plot.line(points.flatMap(arms), { x: "u", y: "v", z: "group", stroke: "group", strokeWidth: 0.75, strokeOpacity: 0.2, ariaHidden: true })]
+      : [
+          Plot.ruleY(points, { ...cross, y, x1: (p) => p.harmlessness.low, x2: (p) => p.harmlessness.high }),
+          Plot.ruleX(points, { ...cross, x, y1: (p) => p.helpfulness.low, y2: (p) => p.helpfulness.high }),
+        ];
     const link = (point) => `runs/${point.slug}.html`;
     const axis = { domain: [0, 1], ticks: width < 420 ? 5 : 10, tickFormat: (value) => `${Math.round(100 * value)}%` };
     const dot = { x, y, r: crowded ? (point) => radius(point) / 2 : radius, symbol: series, href: link, ariaLabel: (p) => `${p.model}, harmlessness ${percent(x(p))}, helpfulness ${percent(y(p))}` };
@@ -139,8 +166,7 @@
         Plot.line(steps, { x: "u", y: "v", z: "group", stroke: (d) => d.group, strokeWidth: 3, strokeOpacity: 0.45, ariaHidden: true }),
         Plot.dot(picture.published, { x: (d) => d.harmlessness, y: (d) => d.helpfulness, r: 5, symbol: "times", stroke: "var(--muted)", strokeWidth: 2 }),
         Plot.text(picture.published, { x: (d) => d.harmlessness, y: (d) => d.helpfulness, dx: 9, textAnchor: "start", text: (d) => shortened(d.model), fill: "var(--muted)", stroke: "var(--surface)", strokeWidth: 3 }),
-        Plot.ruleY(points, { ...cross, y, x1: (p) => p.harmlessness.low, x2: (p) => p.harmlessness.high }),
-        Plot.ruleX(points, { ...cross, x, y1: (p) => p.helpfulness.low, y2: (p) => p.helpfulness.high }),
+        ...crosses,
         Plot.arrow(arrows, {
           x1: (a) => x(a.from), y1: (a) => y(a.from), x2: (a) => x(a.to), y2: (a) => y(a.to), inset: 8, headLength: 9,
           stroke: "currentColor", strokeOpacity: 0.65, strokeWidth: 1.5, ariaLabel: told,
@@ -168,7 +194,7 @@
   }
 
   const container = document.getElementById("chart");
-  if (picture.points.length === 0) {
+  if (allPoints.length === 0) {
     container.className = "note";
     container.textContent = "No run has both a harmlessness and a helpfulness score, so there is nothing to draw.";
   } else {
@@ -181,7 +207,7 @@
     document.getElementById("leaderboard").addEventListener("found", ({ detail: slugs }) => {
       const wanted = (point) => slugs === null || slugs.has(point.slug);
       const before = points.length;
-      points = picture.points.filter(wanted);
+      points = allPoints.filter(wanted);
       arrows = allArrows.filter((arrow) => wanted(arrow.from) && wanted(arrow.to));
       if (drawn > 0 && (points.length !== before || slugs !== null)) draw(container, drawn);
     });

@@ -1,7 +1,7 @@
-// Tables that sort, find and show their rows a hundred at a time; knows no page. Rows are moved, never made from text.
+// Tables that sort, find and show their first hundred rows, or all; knows no page. Rows are moved, never made from text:
+// those of a long ranking are made one by one (ranking.js), when they are shown.
 "use strict";
 (() => {
-  const PAGE = 100;
   const collator = new Intl.Collator("en", { numeric: true });
 
   function compare(a, b, isText, sign) {
@@ -10,21 +10,33 @@
     return sign * (isText ? collator.compare(a, b) : Number(a) - Number(b));
   }
 
-  // A body of rows: those in the document and those that lie in its template, below the heading of their group.
-  function gather(body) {
+  // What a cell shows is its value, unless it says otherwise.
+  const there = (row) => ({
+    slug: row.dataset.slug,
+    value: (column) => row.cells[column].dataset.value ?? row.cells[column].textContent,
+    words: () => row.querySelector("th").textContent,
+    element: () => row,
+  });
+
+  // A body of rows: those in the document, those that lie in its template and those that can be made, below the heading
+  // of their group.
+  function gather(table, body, group) {
     const template = body.querySelector(":scope > template");
     const rows = [...body.querySelectorAll(":scope > tr:not(.group)")];
     if (template !== null) rows.push(...template.content.querySelectorAll("tr"));
-    return { body, heading: body.querySelector(":scope > tr.group"), rows, words: null };
+    const others = table.id === "leaderboard" ? Ranking.rows(group) : [];
+    return { body, heading: body.querySelector(":scope > tr.group"), rows: [...rows.map(there), ...others], words: null };
   }
 
-  const words = (entry) => (entry.words ??= entry.rows.map((row) => `${row.querySelector("th").textContent} ${entry.heading?.textContent ?? ""}`.toLowerCase()));
+  const words = (entry) => (entry.words ??= entry.rows.map((row) => `${row.words()} ${entry.heading?.textContent ?? ""}`.toLowerCase()));
 
   function manage(table) {
-    const bodies = [...table.tBodies].map(gather);
+    const bodies = [...table.tBodies].map((body, i) => gather(table, body, i));
     const finder = document.querySelector(`.finder[data-table="${table.id}"]`);
     const total = bodies.reduce((sum, entry) => sum + entry.rows.length, 0);
-    let limit = PAGE;
+    // As many as stood in the document: what a browser has to lay out before it answers.
+    const page = Number(table.dataset.page ?? 100);
+    let limit = page;
     let query = [];
 
     const matching = (entry) => (query.length === 0 ? entry.rows : entry.rows.filter((_, i) => query.every((word) => words(entry)[i].includes(word))));
@@ -33,7 +45,7 @@
       let left = limit;
       const found = bodies.map(matching);
       bodies.forEach(({ body, heading }, i) => {
-        const shown = found[i].slice(0, left);
+        const shown = found[i].slice(0, left).map((row) => row.element());
         body.replaceChildren(...(heading === null ? shown : [heading, ...shown]));
         body.hidden = shown.length === 0;
         left -= shown.length;
@@ -47,7 +59,7 @@
       const among = n < total ? ` found among ${total.toLocaleString("en")}` : "";
       finder.querySelector("p").textContent = n === 0 ? `None of ${total}.` : `${Math.min(limit, n).toLocaleString("en")} of ${n.toLocaleString("en")}${among}`;
       finder.querySelector(".all").hidden = n <= limit;
-      table.dispatchEvent(new CustomEvent("found", { detail: query.length === 0 ? null : new Set(found.map((row) => row.dataset.slug)) }));
+      table.dispatchEvent(new CustomEvent("found", { detail: query.length === 0 ? null : new Set(found.map((row) => row.slug)) }));
     }
 
     function sortBy(headings, heading) {
@@ -59,10 +71,9 @@
       const second = first === "ascending" ? "descending" : "ascending";
       const order = before === first ? second : first;
       for (const other of headings) other.setAttribute("aria-sort", other === heading ? order : "none");
-      const value = (row) => row.cells[column].dataset.value;
       // Within each group of comparable runs, whose heading stays where it is.
       for (const entry of bodies) {
-        entry.rows.sort((a, b) => compare(value(a), value(b), isText, order === "ascending" ? 1 : -1));
+        entry.rows.sort((a, b) => compare(a.value(column), b.value(column), isText, order === "ascending" ? 1 : -1));
         entry.words = null;
       }
       render();
@@ -73,7 +84,7 @@
     if (finder !== null) {
       finder.querySelector("input").addEventListener("input", (event) => {
         query = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
-        limit = PAGE;
+        limit = page;
         render();
       });
       finder.querySelector(".all").addEventListener("click", () => {

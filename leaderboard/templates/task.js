@@ -4,7 +4,7 @@
   const told = JSON.parse(document.getElementById("scores").textContent);
   const MOST = 40;
   const { COLOURS, percent } = Chart;
-  const groups = [...new Set(told.runs.map((run) => run.group))];
+  const groups = told.groups;
   const container = document.getElementById("chart");
   const form = document.getElementById("choose");
   const category = document.getElementById("category");
@@ -17,7 +17,7 @@
     const measured = told.runs.map((run) => ({ ...run, key: run.slug, figures: index < 0 ? run.score : run.categories[index] }));
     const cited = index < 0 ? told.published.map((row, i) => ({ ...row, key: `published ${i}`, group: null, figures: row.score })) : [];
     const found = [...measured.filter((run) => run.figures !== null), ...cited].map(({ figures: [value, low, high, n], ...run }) => ({ ...run, value, low, high, n }));
-    const place = (run) => (run.group === null ? groups.length : groups.indexOf(run.group));
+    const place = (run) => (run.group === null ? groups.length : run.group);
     found.sort((a, b) => place(a) - place(b) || b.value - a.value || (a.key < b.key ? -1 : 1));
     return whole.checked ? found : found.slice(0, MOST);
   }
@@ -28,7 +28,7 @@
     const marginLeft = Math.min(narrow ? 120 : 260, 14 + 7 * Math.max(6, ...data.map((run) => run.model.length)));
     const names = new Map(data.map((run) => [run.key, shortened(run.model, Math.floor((marginLeft - 12) / 6.5))]));
     const said = (run) => `${run.model}: ${percent(run.value)}${run.low === null ? "" : `, ${percent(run.low)} to ${percent(run.high)}`}${run.n === null ? "" : `, n ${run.n}`}`;
-    const colour = (run) => (run.group === null ? "var(--muted)" : COLOURS[groups.indexOf(run.group) % COLOURS.length]);
+    const colour = (run) => (run.group === null ? "var(--muted)" : COLOURS[run.group % COLOURS.length]);
     const bar = { x: "value", y: "key", insetTop: 2, insetBottom: 2, ariaLabel: said };
     const sure = data.filter((run) => run.low !== null);
     const plot = Plot.plot({
