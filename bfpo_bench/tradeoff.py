@@ -361,6 +361,7 @@ def _percentile(value: float, draws: Floats, *, level: float) -> Interval:
 def _bias_corrected(value: float, draws: Floats, tails: Floats) -> Floats:
     """Efron's (1981) tails, shifted by twice what the draws' median is off the value."""
     import numpy as np
+
     # The normal distribution's cdf and its inverse. scipy.stats has them too, and takes a second to import.
     from scipy.special import ndtr, ndtri
 
