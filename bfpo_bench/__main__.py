@@ -301,6 +301,8 @@ def _judge(arguments: argparse.Namespace) -> int:
     if arguments.self_test:
         if arguments.run is not None or arguments.panel is not None:
             raise ConfigError("--self-test asks the judge about answers of its own: leave out the run and --panel.")
+        if arguments.workers is not None or arguments.ray_address is not None:
+            raise ConfigError("--workers goes with a run; --self-test asks the judge here. Leave it out.")
         return _self_test(arguments)
     if arguments.run is None:
         raise ConfigError("No run named. Give the run folder to judge again, or --self-test to attack the judge.")

@@ -198,6 +198,11 @@ class ChunkQueue(Generic[T]):
         """Samples that this worker has not answered yet."""
         return sum(len(chunk.awaited) for chunk in self._held.get(worker, []))
 
+    def suspects(self, worker: str) -> bool:
+        """Whether what this worker has is asked to find a culprit: a worker died of it before, or it is one sample."""
+        held = self._held.get(worker, [])
+        return any(chunk.deaths or len(chunk.items) == 1 for chunk in held)
+
     def lost(self, worker: str, *, blame: bool = True) -> list[SetAside[T]]:
         """Take back what a worker had when it died; what is set aside for it.
 

@@ -8,6 +8,7 @@ started goes with it.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -33,6 +34,8 @@ _TELL_S = 60.0
 _CONNECT_S = 5.0
 # A worker that could not be started so often in a row is given up.
 _STARTS = 3
+# More samples than this that are set aside one after another, without an answer between: it is the engine that is ill.
+_ASIDES = 10
 # Of a Ray of our own. Where a child process names 127.0.0.1, Ray takes that for the machine's outward address, on which
 # ours does not listen; another address of the loopback network is taken as it is. macOS has only the one.
 _LOOPBACK = "127.0.0.1" if sys.platform == "darwin" else "127.0.0.2"
@@ -100,7 +103,10 @@ class Cluster:
         import ray
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "bfpo_bench"}
+        named = "--ray-address" if address else "RAY_ADDRESS"
         address = address or os.environ.get("RAY_ADDRESS") or None
+        if address is not None:
+            _check_address(address, named=named)
         local = address is None and _start_local(quiet)
         if not local:
             _join(address, quiet)
@@ -120,22 +126,27 @@ class Cluster:
             most_gpus=max(gpus, default=0.0),
         )
 
-    def need(self, n_workers: int, *, gpus: float) -> Need:
+    def need(self, n_workers: int, *, gpus: float, asked: bool = False) -> Need:
         """What each of so many workers takes: its GPUs where the cluster has any, else of the CPUs.
 
-        Raises ConfigError where a Ray of our own, which no node will join, can never hold them.
+        `asked`: the user named the number of GPUs, so a cluster that has none yet is waited for. Raises ConfigError where a Ray of our own, which no node will join, can never hold them.
         """
         has = self.capacity()
-        if not has.gpus:
+        if not has.gpus and not (asked and not self.local):
             # A core each on somebody's cluster, where others may be at work; a machine of our own is shared out whole.
             share = has.cpus / n_workers if self.local else 1.0
             return Need(cpus=float(int(share)) if share >= 1 else 1 / ceil(n_workers / has.cpus))
-        if self.local and gpus * n_workers > has.gpus:
+        if self.local and n_workers > (most := _fitting(has.gpus, gpus)):
             raise ConfigError(
-                f"--workers {n_workers} of {gpus:g} GPUs each need {gpus * n_workers:g} GPUs, and this machine has "
-                f"{has.gpus:g}. Give fewer, or --ray-address for a cluster."
+                f"--workers {n_workers} of {gpus:g} GPUs each: this machine has {has.gpus:g} GPUs, room for {most}. "
+                "Give fewer, or --ray-address for a cluster."
             )
         return Need(cpus=1.0, gpus=gpus)
+
+    def at_most(self, n_workers: int, *, gpus: float) -> int:
+        """So many workers, or as many as the cluster has GPUs for, where that is fewer; at least one."""
+        has = self.capacity()
+        return max(1, min(n_workers, _fitting(has.gpus, gpus))) if has.gpus else n_workers
 
     def close(self) -> None:
         """Leave; a Ray of our own ends."""
@@ -162,11 +173,14 @@ def joined(workers: int | None, address: str | None) -> Iterator[Cluster | None]
         yield cluster
 
 
+def _fitting(all_gpus: float, each: float) -> int:
+    """Workers that so many GPUs hold; Ray lets a worker have whole ones or a share of one."""
+    return int(all_gpus * (1 / each // 1)) if each < 1 else int(all_gpus // each)
+
+
 def _join(address: str | None, quiet: Mapping[str, Any]) -> None:
     import ray
 
-    if address is not None:
-        _check_address(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -191,28 +205,30 @@ def _start_local(quiet: Mapping[str, Any]) -> bool:
             _node_ip_address=_LOOPBACK,
             **quiet,
         )
-    except ValueError:
-        # What is Ray's word for settings that a cluster already has.
+    except ValueError as error:
+        # Ray's word for settings that a cluster already has.
+        if "must not be provided" not in str(error):
+            raise EngineError(f"Ray could not be started here: {' '.join(str(error).split())[:300]}") from error
         return False
     except Exception as error:  # Ray raises plain exceptions where a port, a folder or memory is not to be had
         raise EngineError(f"Ray could not be started here: {' '.join(str(error).split())[:300]}") from error
     return True
 
 
-def _check_address(address: str) -> None:
+def _check_address(address: str, *, named: str) -> None:
     """An address that Ray would try for a minute is tried for seconds."""
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if "://" in address or not (colon and host and port.isdigit()):
         raise ConfigError(
-            f"--ray-address {address!r} is not HOST:PORT. Give what `ray start --head` printed (port 6379 as a rule), "
+            f"{named} {address!r} is not HOST:PORT. Give what `ray start --head` printed (port 6379 as a rule), "
             "and run on a node of that cluster."
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"No Ray cluster answers at --ray-address {address}: {error}.") from None
+        raise ConfigError(f"No Ray cluster answers at {named} {address}: {error}.") from None
 
 
 def _is_gone(node_id: str) -> bool:
@@ -346,6 +362,7 @@ class _Slot:
     where: Placement | None = None
     sent: int = 0
     failures: int = 0
+    deaths: int = 0
     lives: int = 0
 
     @property
@@ -377,20 +394,22 @@ class Pool(Generic[Item, Part]):
         say: Callable[[str], None] = lambda line: None,
         placed: Callable[[Sequence[Placement]], None] = lambda placements: None,
     ) -> None:
-        self._hosting = hosting
-        self._need = need
+        self._cluster, self._hosting, self._need = cluster, hosting, need
+        self._told = time.monotonic()
         self._request, self._id_of, self._set_aside, self._accept = request, id_of, set_aside, accept
         self._room = room
         self._say, self._placed = say, placed
         self._slots = [_Slot(number=number) for number in range(n_workers)]
         self._deaths_in_a_row = 0
+        self._asides_in_a_row = 0
+        self._broken: str | None = None
         self._ever_ready = False
         self._overlaps = False
         self.info: Mapping[str, Any] = {}
         try:
             for slot in self._slots:
                 self._start(slot)
-            self._wait_for_one(cluster)
+            self._wait_for_one()
         except BaseException:
             self._kill()
             raise
@@ -408,6 +427,9 @@ class Pool(Generic[Item, Part]):
             self._hand_out(queue, arguments)
             if parts := self._collect(queue):
                 yield parts
+            # Only now, that what was set aside is committed: a resume must not begin with it again.
+            if self._broken is not None:
+                raise EngineError(self._broken)
 
     def close(self) -> None:
         """End all actors; their engines' memory is back on return."""
@@ -455,23 +477,26 @@ class Pool(Generic[Item, Part]):
         slot.actor = actor.remote(self._hosting)
         slot.opening = slot.actor.open.options(concurrency_group="control").remote()
 
-    def _wait_for_one(self, cluster: Cluster) -> None:
+    def _wait_for_one(self) -> None:
         """Until a worker is ready: what the run learns of its engine is needed before the first sample goes out."""
         import ray
 
-        told = time.monotonic()
         while not self._ever_ready:
+            self._tell_that_none_runs()
             opening = [slot.opening for slot in self._slots if slot.opening is not None]
             done, _ = ray.wait(opening, num_returns=1, timeout=_WAIT_S)
             for slot in [slot for slot in self._slots if slot.opening in done]:
                 self._opened(slot)
-            if time.monotonic() - told > _TELL_S:
-                told, most = time.monotonic(), cluster.capacity()
-                self._say(
-                    f"Note: no worker has started yet: they load the model, or wait for room ({self._need.gpus:g} GPUs "
-                    f"and {self._need.cpus:g} CPUs each; of one node there are at most {most.most_gpus:g} and "
-                    f"{most.most_cpus:g})"
-                )
+
+    def _tell_that_none_runs(self) -> None:
+        """Once a minute: a run that waits for room in a cluster looks like one that hangs."""
+        if time.monotonic() - self._told < _TELL_S:
+            return
+        self._told, has = time.monotonic(), self._cluster.capacity()
+        self._say(
+            f"Note: no worker runs: they load the model, or wait for room ({self._need.gpus:g} GPUs and "
+            f"{self._need.cpus:g} CPUs each; no node has more than {has.most_gpus:g} and {has.most_cpus:g})"
+        )
 
     def _opened(self, slot: _Slot) -> None:
         """A worker that has opened, or could not."""
@@ -493,15 +518,16 @@ class Pool(Generic[Item, Part]):
         slot.actor = None
         slot.failures += 1
         self._say(f"Warning: worker {slot.number} could not be started: {value}")
-        self._raise_where_none_can(value)
+        self._raise_where_none_can(value, told=kind == "error")
         if slot.failures < _STARTS:
             self._start(slot)
         else:
             self._say(f"Warning: worker {slot.number} is given up")
             self._slots.remove(slot)
 
-    def _raise_where_none_can(self, why: str) -> None:
-        failed = sum(slot.failures > 0 for slot in self._slots)
+    def _raise_where_none_can(self, why: str, *, told: bool) -> None:
+        """`told`: the engine itself said why, and will say it again; an actor may have been lost by accident."""
+        failed = sum(slot.failures >= (1 if told else _STARTS) for slot in self._slots)
         none_ever = not self._ever_ready and failed >= min(2, len(self._slots))
         none_left = self._ever_ready and all(slot.failures >= _STARTS for slot in self._slots)
         if none_ever or none_left:
@@ -547,6 +573,8 @@ class Pool(Generic[Item, Part]):
         if done:
             # What else is there by now goes into the same commit.
             done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        if not any(slot.stream is not None for slot in self._slots):
+            self._tell_that_none_runs()
         parts: list[Part] = []
         for source in done:
             slot = sources[id(source)]
@@ -577,7 +605,7 @@ class Pool(Generic[Item, Part]):
     def _new_parts(self, slot: _Slot, queue: ChunkQueue[Item], parts: Sequence[Part]) -> list[Part]:
         kept = [part for part in parts if queue.answered(slot.name, [self._id_of(part)])]
         if kept:
-            self._deaths_in_a_row = 0
+            self._deaths_in_a_row = self._asides_in_a_row = slot.deaths = 0
         return kept
 
     def _died(self, slot: _Slot, queue: ChunkQueue[Item], why: str) -> list[Part]:
@@ -586,27 +614,47 @@ class Pool(Generic[Item, Part]):
 
         gone = slot.where is not None and _is_gone(slot.where.node)
         host = "?" if slot.where is None else slot.where.host
-        held = queue.holds(slot.name)
+        held, isolating = queue.holds(slot.name), queue.suspects(slot.name)
         aside = queue.lost(slot.name, blame=not gone)
         self._say(
             f"Warning: worker {slot.number} on {host} {'went with its node' if gone else 'died'} with {held} samples "
             f"in hand, which others take over: {why}"
         )
         ray.kill(slot.actor)
-        self._deaths_in_a_row += not gone
-        if self._deaths_in_a_row > _STARTS * max(2, len(self._slots)):
-            raise EngineError(f"{self._deaths_in_a_row} workers died one after another without an answer: {why}")
-        self._start(slot)
+        self._go_on_without(slot, why, counts=not gone and not isolating)
         self._placed(self.placements)
         for each in aside:
             self._say(f"Warning: sample {each.id} is set aside: {each.deaths} workers died while they had it")
+        self._asides_in_a_row += len(aside)
+        if self._asides_in_a_row > _ASIDES:
+            self._broken = f"{self._asides_in_a_row} samples in a row ended their workers: {why}"
         return [self._set_aside(each, why) for each in aside]
+
+    def _go_on_without(self, slot: _Slot, why: str, *, counts: bool) -> None:
+        """Fill the place of a dead worker again, unless workers die there of whatever they are asked.
+
+        `counts`: whether it died of samples that nobody had died of before; a sample that kills must not cost a place.
+        """
+        self._deaths_in_a_row += counts
+        slot.deaths += counts
+        if self._deaths_in_a_row > _STARTS * max(2, len(self._slots)):
+            self._broken = f"{self._deaths_in_a_row} workers died one after another without an answer: {why}"
+        if slot.deaths >= _STARTS and len(self._slots) > 1:
+            self._say(f"Warning: worker {slot.number} is given up: {slot.deaths} times it died before its first answer")
+            self._slots.remove(slot)
+        else:
+            self._start(slot)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line that says something of an error of Ray's."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines()]
-    return next((line for line in lines if line), type(error).__name__)[:300]
+    """One line of an error of Ray's: of a traceback its last one, which names the cause, else the first."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line for line in (" ".join(line.split()) for line in text.splitlines()) if line]
+    if not lines:
+        return type(error).__name__
+    line = lines[-1] if "Traceback" in text or "ray::" in text else lines[0]
+    hint = " Install the same packages on all nodes." if "ModuleNotFoundError" in line else ""
+    return line[:300] + hint
 
 
 def describe_placements(placements: Sequence[Placement]) -> list[dict[str, Any]]:

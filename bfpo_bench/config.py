@@ -156,8 +156,9 @@ def _value(key: str, value: Any) -> Any:
             raise ConfigError(f"temperature must be a number from 0 to {HIGHEST_TEMPERATURE}, got {value!r}.")
         return float(value)
     if key == "gpus_per_worker" and value is not None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**16:
-            raise ConfigError(f"gpus_per_worker must be a number above 0, got {value!r}.")
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**16
+        if not fits or (value > 1 and value != int(value)):
+            raise ConfigError(f"gpus_per_worker must be a whole number of GPUs, or a share below 1, got {value!r}.")
         return float(value)
     if key == "seed" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
         raise ConfigError(f"seed must be a whole number from 0 to 2147483647, got {value!r}.")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,7 @@ from bfpo_bench.scoring import (
     score_tasks,
 )
 from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model, trained_from
-from bfpo_bench.store import LABELS, SCHEMA, RunStore, differing_fields, read_json, to_json, write_atomically
+from bfpo_bench.store import LABELS, SCHEMA, RunStore, read_json, to_json, write_atomically
 from bfpo_bench.thinking import settled
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
@@ -62,7 +63,7 @@ from bfpo_bench.types import (
     Sample,
     TaskSpec,
 )
-from bfpo_bench.workers import answers, asking_workers, engine_pool
+from bfpo_bench.workers import WORKERS, alike, answers, asking_workers, engine_pool, other_arithmetic
 
 # The versions that a run's answers depend on, beside its own engine's.
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
@@ -209,9 +210,10 @@ def run_adapters(specs: Sequence[RunSpec], *, mode: Mode = "auto") -> list[dict[
     models = [model_of(spec) for spec in specs]
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster.connect(specs[0].ray_address))
-        begun = [_begun(plan, model, mode=mode) for plan, model in zip(plans, models, strict=True)]
-        stores = [stack.enter_context(store) for store in begun]
+        stores: list[RunStore] = []
         with _discarded_without_answers(stores):
+            for plan, model in zip(plans, models, strict=True):
+                stores.append(stack.enter_context(_begun(plan, model, mode=mode)))
             generate_on_workers(cluster, stores, models, specs[0])
         return [_judged(store, plan, cluster) for store, plan in zip(stores, plans, strict=True)]
 
@@ -221,6 +223,8 @@ def _begun(plan: Plan, model: ModelSpec, *, mode: Mode) -> Iterator[RunStore]:
     """The run's store with all its samples, begun or resumed."""
     samples = planning(plan)
     with RunStore.create_or_resume(plan.spec.folder, _manifest(plan, model), mode=mode, samples=samples) as store:
+        # Of a driver that was killed.
+        (plan.spec.folder / WORKERS).unlink(missing_ok=True)
         if samples.done:
             for line in (summary(samples.costs, weights=_has_weights(plan.spec)), *_sampling(plan)):
                 say(line)
@@ -288,28 +292,26 @@ def generate_on_workers(
     adapters = [str(model.adapter) for _, model in waiting] if len(stores) > 1 else []
     if spec.engine == "auto" and model.engine == "hf" and cluster.capacity().gpus:
         say("Note: engine hf was chosen for what this machine has; for the cluster's GPUs there is --engine vllm")
-    say(f"Loading {model.name} with engine {model.engine} on {spec.workers} workers")
-    info: dict[str, Any] = {}
-
-    def accept(its: Mapping[str, Any]) -> str | None:
-        """A worker on other hardware is another arithmetic; of the first one, each run says whether it goes on."""
-        lines = _other_arithmetic(info, its) if info else []
-        info.update({} if info else its)
-        return f"its engine is another ({'; '.join(lines)})" if lines else None
-
+    base = replace(model, name=spec.model, adapter=None, adapter_identity=None) if adapters else model
+    say(f"Loading {base.name} with engine {model.engine} on {spec.workers} workers")
+    # A run that has answers goes on with workers like those that gave them, whichever is the first to be ready.
+    answered = (store.manifest.get("engine", {}) for store, _ in waiting if store.n_answered())
+    begun: Mapping[str, Any] = next(answered, {})
     with engine_pool(
         cluster,
-        replace(model, adapter=None, adapter_identity=None) if adapters else model,
+        base,
         n_workers=int(spec.workers or 1),
         gpus=spec.gpus_per_worker,
         folders=folders,
         packages=_packages(model),
         adapters=adapters,
-        accept=accept,
+        n_samples=max(store.n_unanswered() for store, _ in waiting),
+        accept=partial(alike, dict(begun)),
         say=say,
     ) as pool:
         for store, its in waiting:
             _note_engine(store, its, pool.info)
+        for store, its in waiting:
             with progress(f"Generating ({its.name})", total=store.n_samples(), done=store.n_answered()) as advance:
                 for outputs in answers(store, pool, adapter=its.adapter if adapters else None):
                     store.add_outputs(settled(output, bare=False) for output in outputs)
@@ -349,17 +351,10 @@ def _answers(
 
 def _refuse_other_engine(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """`dtype=auto` on another machine is another arithmetic: half a run of each would be neither."""
-    if lines := _other_arithmetic(old, new):
+    if lines := other_arithmetic(old, new):
         raise StoreError(
             f"{folder} was begun otherwise ({'; '.join(lines)}). Use --fresh to start over, or another --out."
         )
-
-
-def _other_arithmetic(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In what two engines' infos differ that answers depend on."""
-    keys = ("dtype", "chat_template", "stop_ids", "max_length")
-    before, now = ({"on_cpu": info.get("device") == "cpu", **{k: info.get(k) for k in keys}} for info in (old, new))
-    return differing_fields(before, now)
 
 
 def score(store: RunStore) -> dict[str, Any]:

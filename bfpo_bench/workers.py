@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from bfpo_bench.chunks import SMALLEST_CHUNK, Planned, Row, SetAside, plan_chunks
+from bfpo_bench.chunks import SMALLEST_CHUNK, Planned, Row, SetAside, chunk_size, plan_chunks
 from bfpo_bench.cluster import Cluster, Hosting, Placement, Pool, describe_placements, installed_versions
 from bfpo_bench.conversation import conversation
 from bfpo_bench.harness.engine import open_engine, parallel_size
@@ -18,7 +18,7 @@ from bfpo_bench.judges.classifier import ClassifierJudge, Read
 from bfpo_bench.judges.prompting import Passage
 from bfpo_bench.judges.reader import ReaderSpec, Reading, Unread, open_reader
 from bfpo_bench.judging import Ask, ask_here
-from bfpo_bench.store import RunStore, to_json, write_atomically
+from bfpo_bench.store import RunStore, differing_fields, to_json, write_atomically
 from bfpo_bench.types import Judge, ModelSpec, Output, Sample
 
 WORKERS = "workers.json"
@@ -54,11 +54,15 @@ def engine_pool(
     gpus: float | None,
     folders: Sequence[Path],
     packages: Collection[str],
+    n_samples: int,
     accept: Callable[[Mapping[str, Any]], str | None],
     say: Callable[[str], None],
     adapters: Sequence[str] = (),
 ) -> Iterator[Pool[Sample, Output]]:
-    """Workers that hold the model, or the base of these adapters; where they run is in each folder's workers.json."""
+    """Workers that hold the model, or the base of these adapters; where they run is in each folder's workers.json.
+
+    `n_samples`: those of the largest run. The first worker that is ready must leave the others their part.
+    """
     shared = SharedEngine(base=model, adapters=tuple(adapters))
     hosting = Hosting(
         opener=open_shared if adapters else open_engine,
@@ -79,16 +83,33 @@ def engine_pool(
         cluster,
         hosting,
         n_workers=n_workers,
-        need=cluster.need(n_workers, gpus=parallel_size(model) if gpus is None else gpus),
+        need=cluster.need(n_workers, gpus=parallel_size(model) if gpus is None else gpus, asked=gpus is not None),
         request=lambda items, answered: {"samples": list(items.values()), "answered": set(answered)},
         id_of=lambda output: output.sample_id,
         set_aside=_failed,
         accept=accept,
-        room=_ROOM[model.engine],
+        room=min(_ROOM[model.engine], max(chunk_size(n_samples) + 1, n_samples // n_workers)),
         say=say,
         placed=placed,
     ) as pool:
         yield pool
+
+
+def alike(first: dict[str, Any], info: Mapping[str, Any]) -> str | None:
+    """Why an engine may not join those whose first one this is, which is filled by the first that comes.
+
+    On another data type or window, or on a CPU beside GPUs, answers would be another arithmetic's.
+    """
+    lines = other_arithmetic(first, info) if first else []
+    first.update({} if first else info)
+    return f"its engine is another ({'; '.join(lines)})" if lines else None
+
+
+def other_arithmetic(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In what two engines' infos differ that answers depend on."""
+    keys = ("dtype", "chat_template", "stop_ids", "max_length")
+    before, now = ({"on_cpu": info.get("device") == "cpu", **{k: info.get(k) for k in keys}} for info in (old, new))
+    return differing_fields(before, now)
 
 
 def _failed(aside: SetAside[Sample], why: str) -> Output:
@@ -104,7 +125,10 @@ def asking_workers(cluster: Cluster, *, n_workers: int, say: Callable[[str], Non
 
     @contextmanager
     def reading(spec: ReaderSpec, name: str, log: Path) -> Iterator[tuple[Mapping[str, Any], Read]]:
-        model = spec.model
+        model, gpus = spec.model, parallel_size(spec.model)
+        # How many is ours to choose: a judge may need more of a GPU than the model that it judges.
+        n = cluster.at_most(n_workers, gpus=gpus)
+        first: dict[str, Any] = {}
         with Pool[Passage, Reading | Unread](
             cluster,
             Hosting(
@@ -114,8 +138,9 @@ def asking_workers(cluster: Cluster, *, n_workers: int, say: Callable[[str], Non
                 log=log.resolve(),
                 versions=installed_versions(["torch", "transformers", model.engine]),
             ),
-            n_workers=n_workers,
-            need=cluster.need(n_workers, gpus=parallel_size(model)),
+            n_workers=n,
+            need=cluster.need(n, gpus=gpus),
+            accept=partial(alike, first),
             request=lambda items, answered: {"passages": [p for id_, p in items.items() if id_ not in answered]},
             id_of=lambda reading: reading.id,
             set_aside=lambda aside, why: Unread(id=aside.id, why=_told(aside, why)),

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,19 @@ def open_scripted(script: Script) -> Any:
     return Scripted(script)
 
 
+def open_ill_once(script: Script) -> Any:
+    """The second to be opened is well; all others die of whatever they are asked."""
+    with (script.log.parent / "opened").open("a") as file:
+        file.write("x")
+    ill = (script.log.parent / "opened").stat().st_size != 2
+    return Scripted(replace(script, kills=_Everything()) if ill else script)
+
+
+class _Everything(frozenset[str]):
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
 def open_after_a_death(script: Script) -> Any:
     """The first to be opened kills itself in loading; those after it do not."""
     with (script.log.parent / "opened").open("a") as file:
@@ -49,7 +62,7 @@ class Scripted:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        return {"engine": "scripted", "dtype": self._script.dtype}
+        return {"engine": "scripted", "dtype": self._script.dtype, "pid": os.getpid()}
 
     def close(self) -> None:
         """Nothing is held."""
@@ -63,7 +76,11 @@ class Scripted:
         more: Callable[[], Mapping[str, Any] | None] | None = None,
     ) -> Iterator[list[tuple[str, str]]]:
         waiting = [sample for sample in samples if sample not in answered]
+        most = 0
         while waiting:
+            if len(waiting) > most:
+                most = len(waiting)
+                (self._script.log.parent / "most").write_text(str(most))
             sample = waiting.pop(0)
             with self._script.log.open("a") as log:
                 log.write(f"{sample}\n")

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scripted import Script, open_after_a_death, open_scripted
+from scripted import Script, open_after_a_death, open_ill_once, open_scripted
 
 from bfpo_bench.cluster import Cluster, Hosting, Need, Pool, installed_versions
 from bfpo_bench.errors import ConfigError, EngineError
+from bfpo_bench.workers import alike
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -92,7 +93,7 @@ def expected(*sizes):
 def test_workers_answer_every_sample_once(pool_of, tmp_path):
     with pool_of(n_workers=2) as pool:
         assert answered(pool.answer(chunks_of(3, 3, 3, 3))) == expected(3, 3, 3, 3)
-        assert pool.info == {"engine": "scripted", "dtype": "float32"}
+        assert (pool.info["engine"], pool.info["dtype"]) == ("scripted", "float32")
     assert set(asked(tmp_path).values()) == {1}
 
 
@@ -110,9 +111,10 @@ def test_samples_that_are_answered_go_along_and_are_not_asked(pool_of, tmp_path)
     assert (got, asked(tmp_path)) == ({"b": "answer to b"}, {"b": 1})
 
 
-def test_an_engine_that_overlaps_takes_in_what_comes_meanwhile(pool_of):
-    with pool_of(overlaps=True, latency_s=0.02, room=9) as pool:
+def test_an_engine_that_overlaps_takes_in_what_comes_meanwhile(pool_of, tmp_path):
+    with pool_of(overlaps=True, latency_s=0.05, room=9) as pool:
         assert answered(pool.answer(chunks_of(4, 4, 4))) == expected(4, 4, 4)
+    assert int((tmp_path / "most").read_text()) > 4, "the engine never had more than one chunk"
 
 
 @pytest.mark.parametrize("what", ["actor", "engine"])
@@ -143,11 +145,20 @@ def test_a_sample_that_kills_three_workers_is_set_aside_and_the_run_goes_on(pool
     ]
 
 
+def test_a_place_where_workers_die_of_whatever_they_are_asked_is_given_up(pool_of, told):
+    """As on a device that is broken: the second worker that is opened is well, the first and its successors are not."""
+    with pool_of(n_workers=2, opener=open_ill_once, latency_s=0.05, room=2) as pool:
+        got = answered(pool.answer(chunks_of(*[2] * 100)))
+    assert got == expected(*[2] * 100)
+    (line,) = [line for line in told if "is given up" in line]
+    assert line.endswith("3 times it died before its first answer")
+
+
 def test_a_sample_that_the_engine_fails_at_is_set_aside_too(pool_of):
     with pool_of(breaks={"0.1": "RuntimeError"}) as pool:
         got = answered(pool.answer(chunks_of(3)))
     assert "RuntimeError: cannot answer 0.1" in got["0.1"]
-    assert got["0.0"], got["0.2"] == ("answer to 0.0", "answer to 0.2")
+    assert (got["0.0"], got["0.2"]) == ("answer to 0.0", "answer to 0.2")
 
 
 def test_a_sample_that_the_engine_passes_over_is_set_aside_too(pool_of):
@@ -170,13 +181,52 @@ def test_a_worker_that_dies_while_it_loads_is_started_again(pool_of):
         assert answered(pool.answer(chunks_of(3, 3))) == expected(3, 3)
 
 
-def test_an_engine_that_dies_of_everything_ends_the_run(pool_of):
-    everything = frozenset(expected(20))
-    with pytest.raises(EngineError, match="workers died one after another"), pool_of(kills=everything) as pool:
-        list(pool.answer(chunks_of(20)))
+def test_an_engine_that_dies_of_every_chunk_ends_the_run(pool_of):
+    everything = frozenset(expected(*[2] * 20))
+    with pytest.raises(EngineError, match="7 workers died one after another"), pool_of(kills=everything) as pool:
+        list(pool.answer(chunks_of(*[2] * 20)))
 
 
-def test_a_worker_with_another_arithmetic_takes_no_part(pool_of, told):
+def test_an_engine_that_dies_of_every_sample_ends_the_run_and_what_was_set_aside_stays(pool_of):
+    """So a resume does not begin with the same ones: eleven in a row are set aside before the run ends."""
+    got = []
+    ended = pytest.raises(EngineError, match="11 samples in a row ended their workers")
+    with ended, pool_of(kills=frozenset(expected(14))) as pool:
+        for parts in pool.answer(chunks_of(14)):
+            got += parts
+    assert [id_ for id_, _ in got] == [f"0.{n}" for n in range(11)]
+
+
+def test_samples_that_kill_are_set_aside_also_where_nothing_else_is_left_to_ask(pool_of):
+    with pool_of(kills=frozenset(["0.0", "1.0", "2.0"])) as pool:
+        got = answered(pool.answer(chunks_of(1, 1, 1, 1)))
+    assert got.pop("3.0") == "answer to 3.0"
+    assert all(text.startswith("set aside") for text in got.values()) and len(got) == 3
+
+
+def test_a_worker_that_comes_with_another_arithmetic_takes_no_part_and_the_others_go_on(pool_of, told):
+    first = {}
+
+    def accept(info):
+        first.setdefault("pid", info["pid"])
+        return None if info["pid"] == first["pid"] else "it is another"
+
+    with pool_of(n_workers=2, accept=accept) as pool:
+        assert answered(pool.answer(chunks_of(*[3] * 60))) == expected(*[3] * 60)
+        assert len(pool.placements) == 1
+    assert any("it is another" in line for line in told)
+
+
+def test_an_engine_s_arithmetic_is_compared_with_the_first_one_s():
+    gpu = {"device": "NVIDIA", "dtype": "bfloat16", "max_length": 8192}
+    first = {}
+    assert alike(first, gpu) is None
+    assert alike(first, gpu | {"device": "another GPU"}) is None
+    assert alike(first, gpu | {"dtype": "float16"}) == "its engine is another (dtype: 'bfloat16' -> 'float16')"
+    assert alike(first, gpu | {"device": "cpu"}) == "its engine is another (on_cpu: False -> True)"
+
+
+def test_a_worker_with_no_arithmetic_that_is_wanted_ends_the_run(pool_of):
     with pytest.raises(EngineError, match="dtype float32 is not float16"):
         pool_of(accept=lambda info: f"dtype {info['dtype']} is not float16")
 

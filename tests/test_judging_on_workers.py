@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from test_classifier_judge import FILE
+from test_classifier_judge import FILE, item
 from test_judge_stage import two_tasks
 
 from bfpo_bench.judges.keyword import KeywordJudge
@@ -40,9 +40,10 @@ def test_two_workers_judge_as_one_process_does_and_a_resume_asks_nothing(tmp_pat
 
 
 def test_a_judge_without_weights_is_asked_in_the_driver():
-    judge = KeywordJudge()
-    ask = asking_workers(None, n_workers=2, say=print)(judge)
-    assert list(ask(iter([]))) == []
+    # There is no cluster that it could go to.
+    ask = asking_workers(None, n_workers=2, say=print)(KeywordJudge())
+    (verdicts,) = ask(iter([[item(1, "I cannot help with that.")]]))
+    assert [verdict.label for verdict in verdicts] == ["refused"]
 
 
 def test_passages_go_out_in_parts_that_leave_no_worker_idle():

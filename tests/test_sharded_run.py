@@ -168,7 +168,7 @@ def rows(folder):
         return 0
 
 
-def test_a_run_goes_on_from_one_engine_to_workers_and_back(three_nodes, tiny_model, tmp_path):
+def test_a_run_goes_on_from_one_engine_to_workers(three_nodes, tiny_model, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(command(tiny_model, folder), stderr=subprocess.DEVNULL)
     while rows(folder) < 20:

@@ -33,9 +33,19 @@ def test_the_engine_has_room_for_the_largest_of_the_adapters(trained):
     assert shared_lora_settings([str(path) for path in adapters]) == {
         "enable_lora": True,
         "max_loras": 2,
+        "max_cpu_loras": 2,
         "max_lora_rank": 16,
         "lora_target_modules": ["down_proj", "q_proj", "v_proj"],
     }
+
+
+@pytest.mark.slow
+def test_where_the_layers_of_one_adapter_are_not_known_none_is_shut_out(trained, tmp_path):
+    _, adapters = trained
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    (unknown / "adapter_config.json").write_text(json.dumps({"r": 4, "target_modules": "all-linear"}))
+    assert "lora_target_modules" not in shared_lora_settings([str(adapters[0]), str(unknown)])
 
 
 @pytest.mark.slow

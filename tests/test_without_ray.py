@@ -38,11 +38,15 @@ def test_workers_say_how_to_get_ray(arguments, tmp_path):
         (("--model", "smollm2-135m", "--workers", "0"), "workers must be a whole number from 1"),
         (("--model", "smollm2-135m", "--ray-address", "127.0.0.1:6379"), "Give --workers N with it"),
         (("--model", "smollm2-135m", "--gpus-per-worker", "1"), "Give --workers N with it"),
-        (("--model", "smollm2-135m", "--workers", "1", "--gpus-per-worker", "0"), "gpus_per_worker must be a number"),
+        (
+            ("--model", "smollm2-135m", "--workers", "1", "--gpus-per-worker", "0"),
+            "gpus_per_worker must be a whole number",
+        ),
+        (("--model", "smollm2-135m", "--workers", "1", "--gpus-per-worker", "1.5"), "or a share below 1, got 1.5"),
         (("--model", "policy:echo", "--workers", "2"), "has no weights that workers could hold"),
         (("--model", "openai:gpt", "--workers", "2"), "has no weights that workers could hold"),
     ],
-    ids=["none", "address alone", "GPUs alone", "no GPU", "policy", "API"],
+    ids=["none", "address alone", "GPUs alone", "no GPU", "one and a half", "policy", "API"],
 )
 def test_what_cannot_be_meant_is_one_line(arguments, why, cli):
     done = cli("run", "--suite", "mini", *arguments)

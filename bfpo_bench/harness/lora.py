@@ -28,12 +28,15 @@ def shared_lora_settings(adapters: Sequence[str]) -> dict[str, Any]:
     """Arguments for lm-eval's VLLM class that let requests name any of these adapters of one base model."""
     settings: dict[str, Any] = {
         "enable_lora": True,
-        # All of them on the device at once, so that their requests share a batch.
-        "max_loras": len(adapters),
+        # On the device: the one that answers, and the next. The others wait in the machine's memory.
+        "max_loras": min(2, len(adapters)),
+        "max_cpu_loras": len(adapters),
         "max_lora_rank": max(map(lora_rank, adapters)),
     }
-    modules = set().union(*map(lora_modules, adapters))
-    if modules and _HEAD not in modules:
+    each = [lora_modules(adapter) for adapter in adapters]
+    modules = set().union(*each)
+    # Where the layers of one are not known, all stay open: else it would answer without its own, and say nothing.
+    if all(each) and _HEAD not in modules:
         settings["lora_target_modules"] = sorted(modules)
     return settings
 

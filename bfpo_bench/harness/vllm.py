@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,13 +128,34 @@ class VLLMEngine:
         more: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> Iterator[list[Output]]:
         """Outputs as they come; `more` is asked between steps for the arguments of another request to take in."""
-        requests = [Request(samples=samples, answered=answered, adapter=adapter)]
-        yield from self._generate(requests, more)
-        for request in requests:
-            choosing = [self._renderer.with_choices(s) for s in request.waiting if s.choices]
-            if choosing and (changed := request.adapter or self._spec.adapter) is not None:
+        requests = deque([Request(samples=samples, answered=answered, adapter=adapter)])
+
+        def another() -> Request | None:
+            return None if (following := more()) is None else Request(**following)
+
+        def another_with_choices() -> tuple[list[Sample], Any] | None:
+            """The choices of what comes; what is to be generated waits until they are through."""
+            if (request := another()) is None:
+                return None
+            if any(not sample.choices for sample in request.waiting):
+                requests.append(request)
+                return None
+            return self._choices(request)
+
+        while requests:
+            choosing = yield from self._generate(requests, another)
+            for request in choosing:
+                choices, lora = self._choices(request)
+                yield from self._chooser.answer(choices, lora=lora, more=another_with_choices)
+
+    def _choices(self, request: Request) -> tuple[list[Sample], Any]:
+        """The request's samples that have choices, as they are asked, and vLLM's request for its adapter."""
+        choosing = [self._renderer.with_choices(sample) for sample in request.waiting if sample.choices]
+        # Of those that share the engine too: with one that changes the head, vLLM's numbers of all are not to be had.
+        for changed in self._adapters or [self._spec.adapter]:
+            if choosing and changed is not None:
                 check_choices(changed)
-            yield from self._chooser.answer(choosing, lora=self._lora(request.adapter))
+        return choosing, self._lora(request.adapter)
 
     def _lora(self, adapter: str | None) -> Any:
         """vLLM's request for one of several adapters; numbered from 1 in the order in which they were named."""
@@ -144,24 +166,35 @@ class VLLMEngine:
     # -- generation ------------------------------------------------------------------------------------------------
 
     def _generate(
-        self, requests: list[Request], more: Callable[[], Mapping[str, Any] | None]
-    ) -> Iterator[list[Output]]:
-        """Texts for the first of the requests, and for what comes meanwhile, which is added to them."""
+        self, requests: deque[Request], another: Callable[[], Request | None]
+    ) -> Generator[list[Output], None, list[Request]]:
+        """Texts for the requests, and for what comes meanwhile; returns those of them that have choices."""
         asked: dict[str, tuple[Sample, str]] = {}
-        ready = self._enqueue(requests[0], asked)
+        ready: list[Output] = []
+        choosing: list[Request] = []
+
+        def take(request: Request) -> None:
+            ready.extend(self._enqueue(request, asked))
+            # Of a long run there are many: those without choices need not be kept.
+            if any(sample.choices for sample in request.samples):
+                choosing.append(request)
+
+        while requests:
+            take(requests.popleft())
         engine, last = self._lm.model.llm_engine, time.monotonic()
         while engine.has_unfinished_requests():
             for result in engine.step():
                 if result.finished:
                     ready.append(self._output(*asked.pop(result.request_id), result))
-            while (following := more()) is not None:
-                requests.append(Request(**following))
-                ready += self._enqueue(requests[-1], asked)
+            while (request := another()) is not None:
+                take(request)
             if ready and time.monotonic() - last >= HAND_OVER_S:
-                yield ready
-                ready, last = [], time.monotonic()
+                yield ready[:]
+                ready.clear()
+                last = time.monotonic()
         if ready:
             yield ready
+        return choosing
 
     def _encode(self, samples: Sequence[Sample]) -> tuple[list[_Prompt], list[Output]]:
         """What is to be asked, and the outputs of the samples whose prompts do not fit."""

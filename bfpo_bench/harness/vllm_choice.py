@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import vllm.sampling_params
@@ -29,6 +30,7 @@ class _Document:
 
     sample: Sample
     choices: Sequence[Choice]
+    lora: Any = None
     known: Known = field(default_factory=dict)
     waiting: int = 0
     rounds: int = 0
@@ -39,7 +41,6 @@ class Chooser:
 
     def __init__(self, lm: Any) -> None:
         self._lm = lm
-        self._lora: Any = None
         cache = lm.model.llm_engine.vllm_config.cache_config
         able = all(hasattr(SamplingParams, name) for name in _FIELDS)
         self._limits = Limits(
@@ -55,20 +56,28 @@ class Chooser:
         blocks = "no prefix cache" if self._limits.block is None else f"prefix cache in blocks of {self._limits.block}"
         return f"named tokens behind the shared context, or lm-eval's prompt_logprobs where cheaper; {blocks}"
 
-    def answer(self, samples: Sequence[Sample], *, lora: Any = None) -> Iterator[list[Output]]:
+    def answer(
+        self,
+        samples: Sequence[Sample],
+        *,
+        lora: Any = None,
+        more: Callable[[], tuple[Sequence[Sample], Any] | None] = lambda: None,
+    ) -> Iterator[list[Output]]:
         """Outputs in the order in which the documents complete, handed over about once a second.
 
-        `lora`: vLLM's request for the adapter that is to answer, where several are loaded.
+        `lora`: vLLM's request for the adapter that is to answer, where several are loaded. `more` is asked between
+        steps for samples to take in, with theirs.
         """
-        self._lora = lora
         engine = self._lm.model.llm_engine
-        documents, asked = self._documents(samples), dict[str, tuple[_Document, Question]]()
+        documents, asked = self._documents(samples, lora), dict[str, tuple[_Document, Question]]()
         ready: list[Output] = []
-        last, more = time.monotonic(), True
-        while more or asked:
-            while more and len(asked) < _IN_FLIGHT:
+        last, left = time.monotonic(), True
+        while left or asked:
+            if (following_samples := more()) is not None:
+                documents, left = chain(documents, self._documents(*following_samples)), True
+            while left and len(asked) < _IN_FLIGHT:
                 following = next(documents, None)
-                more = following is not None
+                left = following is not None
                 if isinstance(following, _Document):
                     ready += self._go_on(following, plan(following.choices, self._limits), asked)
                 elif following is not None:
@@ -86,7 +95,7 @@ class Chooser:
         if ready:
             yield ready
 
-    def _documents(self, samples: Sequence[Sample]) -> Iterator[_Document | Output]:
+    def _documents(self, samples: Sequence[Sample], lora: Any) -> Iterator[_Document | Output]:
         """The samples tokenised, a few at a time; those that do not fit the window as the outputs that say so."""
         for start in range(0, len(samples), _ENCODED_AT_ONCE):
             some = samples[start : start + _ENCODED_AT_ONCE]
@@ -97,7 +106,7 @@ class Chooser:
             # One token is generated behind the prompt, so vLLM holds one less than its window.
             fitting, refused = within(self._lm.max_length - 1, some, lengths)
             yield from refused
-            yield from (_Document(sample=sample, choices=choices[sample.id]) for sample in fitting)
+            yield from (_Document(sample=sample, choices=choices[sample.id], lora=lora) for sample in fitting)
 
     def _tokenise(self, texts: list[str], special: bool | None) -> list[list[int]]:
         return list(self._lm.tok_encode(texts, add_special_tokens=special))
@@ -109,7 +118,7 @@ class Chooser:
         if questions:
             if document.rounds == _ROUNDS:
                 raise EngineError(f"vLLM left out log-probabilities of a sample of task {document.sample.task!r}")
-            ids = send(self._lm, [q.prompt for q in questions], [_sampling(q) for q in questions], lora=self._lora)
+            ids = send(self._lm, [q.prompt for q in questions], [_sampling(q) for q in questions], lora=document.lora)
             asked.update((id_, (document, question)) for id_, question in zip(ids, questions, strict=True))
             document.waiting, document.rounds = len(questions), document.rounds + 1
             return []
