@@ -129,7 +129,8 @@ class Cluster:
     def need(self, n_workers: int, *, gpus: float, asked: bool = False) -> Need:
         """What each of so many workers takes: its GPUs where the cluster has any, else of the CPUs.
 
-        `asked`: the user named the number of GPUs, so a cluster that has none yet is waited for. Raises ConfigError where a Ray of our own, which no node will join, can never hold them.
+        `asked`: the user named the number of GPUs, so a cluster that has none yet is waited for. Raises ConfigError
+        where a Ray of our own, which no node will join, can never hold them.
         """
         has = self.capacity()
         if not has.gpus and not (asked and not self.local):

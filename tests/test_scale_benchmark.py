@@ -174,7 +174,7 @@ def test_the_slurm_scripts_start_a_run_on_the_address_that_the_head_has(tmp_path
 
 
 def test_the_rayjob_runs_as_many_workers_as_its_nodes_have_gpus():
-    (text,) = blocks("yaml")
+    (text,) = (text for text in blocks("yaml") if "RayJob" in text)
     job = yaml.safe_load(text)
     spec = job["spec"]
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
