@@ -107,12 +107,14 @@ class Cluster:
         address = address or os.environ.get("RAY_ADDRESS") or None
         if address is not None:
             _check_address(address, named=named)
-        local = address is None and _start_local(quiet)
-        if not local:
+        address = address or _left_by_ray_start()
+        if address is None:
+            _start_local(quiet)
+        else:
             _join(address, quiet)
         # Ray writes the last lines of a dead node's log to our stderr, whatever it is told; the pool says it in one.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
-        return cls(address=ray.get_runtime_context().gcs_address, local=local)
+        return cls(address=ray.get_runtime_context().gcs_address, local=address is None)
 
     def capacity(self) -> Capacity:
         """Of the nodes that are alive now."""
@@ -179,41 +181,53 @@ def _fitting(all_gpus: float, each: float) -> int:
     return int(all_gpus * (1 / each // 1)) if each < 1 else int(all_gpus // each)
 
 
-def _join(address: str | None, quiet: Mapping[str, Any]) -> None:
+def _left_by_ray_start() -> str | None:
+    """The address that `ray start` wrote down on this machine, if a Ray still answers there.
+
+    Not `address="auto"`: that also joins the Ray of another run of ours, and dies with it; and a Ray that was killed
+    leaves its address behind, at which `ray.init` tries for minutes.
+    """
+    import ray
+
+    address: str | None = ray._private.utils.read_ray_address()
+    host, _, port = (address or "").rpartition(":")
+    return address if port.isdigit() and _answers(host, int(port)) else None
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
     import ray
 
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = "of this machine" if address is None else f"at {address}"
         raise ConfigError(
-            f"Cannot join the Ray cluster {where}: {' '.join(str(error).split())[:300]} Where it asks for a token, set "
-            "RAY_AUTH_MODE=token here too; a driver runs on one of the cluster's nodes."
+            f"Cannot join the Ray cluster at {address}: {' '.join(str(error).split())[:300]} Where it asks for a "
+            "token, set RAY_AUTH_MODE=token here too; a driver runs on one of the cluster's nodes."
         ) from None
 
 
-def _start_local(quiet: Mapping[str, Any]) -> bool:
-    """Start a Ray of our own; False where `ray start` has made this machine part of a cluster."""
+def _start_local(quiet: Mapping[str, Any]) -> None:
     import ray
 
     try:
         ray.init(
-            # Not "auto", which would also join the Ray of another run of ours, and die with it.
-            address=None,
+            address="local",
             include_dashboard=False,
             object_store_memory=_LOCAL_OBJECT_STORE,
             # Nobody else is to reach it: an actor runs whatever it is sent.
             _node_ip_address=_LOOPBACK,
             **quiet,
         )
-    except ValueError as error:
-        # Ray's word for settings that a cluster already has.
-        if "must not be provided" not in str(error):
-            raise EngineError(f"Ray could not be started here: {' '.join(str(error).split())[:300]}") from error
-        return False
     except Exception as error:  # Ray raises plain exceptions where a port, a folder or memory is not to be had
         raise EngineError(f"Ray could not be started here: {' '.join(str(error).split())[:300]}") from error
-    return True
 
 
 def _check_address(address: str, *, named: str) -> None:
@@ -226,22 +240,14 @@ def _check_address(address: str, *, named: str) -> None:
             f"{named} {address!r} is not HOST:PORT. Give what `ray start --head` printed (port 6379 as a rule), "
             "and run on a node of that cluster."
         )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"No Ray cluster answers at {named} {address}: {error}.") from None
+    if not _answers(host, int(port)):
+        raise ConfigError(f"No Ray cluster answers at {named} {address}. Start it, or give another address.")
 
 
 def _is_gone(node_id: str) -> bool:
     """Whether a node has left. Ray counts missed heartbeats for a while before it says so: its port knows at once."""
     node = _nodes().get(node_id)
-    if node is None:
-        return True
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2).close()
-    except OSError:
-        return True
-    return False
+    return node is None or not _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
 
 
 def _nodes() -> dict[str, Mapping[str, Any]]:
