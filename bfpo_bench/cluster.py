@@ -100,6 +100,8 @@ class Cluster:
         # Said of actors without GPUs, which is what workers on CPUs are.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Of a Ray that we start; by default 15, at which an engine on CPUs stands still beside anything else.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "bfpo_bench"}

@@ -32,6 +32,8 @@ def three_nodes(tmp_path_factory):
     folder = tempfile.mkdtemp(prefix="ray-")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
+        # As `Cluster.connect` has it: else the workers stand still beside whatever tests run in the other process.
+        patch.setenv("RAY_worker_niceness", "0")
         cluster = _cluster()
     try:
         yield cluster
