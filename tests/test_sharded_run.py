@@ -19,7 +19,8 @@ import pytest
 from bfpo_bench.store import DATABASE, RunStore
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
-pytestmark = pytest.mark.slow
+# Each may start an engine five times, on cores that another test uses as well.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # Not 127.0.0.1, which Ray takes for the machine's outward address when a driver names it.
 NODE = {"node_ip_address": "127.0.0.2", "object_store_memory": 100 * 2**20}
