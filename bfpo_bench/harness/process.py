@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from bfpo_bench.harness.engine import open_engine
 from bfpo_bench.types import ModelSpec, Output, Sample
 
 _CLOSE_S = 20.0
+_GONE_S = 5.0
 
 
 class Hosted(Protocol):
@@ -83,6 +85,15 @@ class ProcessGroup:
         self._lifeline = -1
         for process in (self._leader, *self._members):
             process.wait()
+        self._wait_for_grandchildren()
+
+    def _wait_for_grandchildren(self) -> None:
+        """Until those that our members started are gone too: a large one that is killed takes a moment to end."""
+        until = time.monotonic() + _GONE_S
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < until:
+                os.killpg(self._leader.pid, 0)
+                time.sleep(0.01)
 
     def __enter__(self) -> Self:
         return self
