@@ -910,9 +910,7 @@ def _add_matrix(verbs: Any) -> None:
         metavar="N",
         help="engines at a time, of all models together (default: as many as the cluster's GPUs hold, or one a core)",
     )
-    verb.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="a Ray cluster (default: this machine's, or one of our own)"
-    )
+    verb.add_argument("--ray-address", metavar="HOST:PORT", help=_RAY_ADDRESS)
     verb.add_argument("--every", type=float, default=30, metavar="SECONDS", help="of the table (default 30)")
     verb.add_argument("--dry-run", action="store_true", help="print what would be started and in which order, and stop")
 

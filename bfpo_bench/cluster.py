@@ -334,7 +334,7 @@ def placement() -> Placement:
 
 def installed_versions(packages: Collection[str]) -> dict[str, str]:
     """Of those that are installed here, this one among them."""
-    return {"bfpo_bench": __version__} | {name: found for name in packages if (found := _version(name)) is not None}
+    return {"bfpo_bench": __version__} | {name: found for name in packages if (found := version_of(name)) is not None}
 
 
 def _other_versions(wanted: Mapping[str, str]) -> list[str]:
@@ -346,7 +346,8 @@ def _other_versions(wanted: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """As it is installed here; None where it is not."""
     try:
         return version(package)
     except PackageNotFoundError:

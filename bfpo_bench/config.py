@@ -104,24 +104,35 @@ def _check_workers(spec: RunSpec) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    parsed = {}
+    for key, value in read_mapping(path, named=f"--config {path}", wanted="a mapping of flag names to values").items():
+        name, parsed_value = as_key(key, value)
+        if name not in _FIELDS:
+            raise ConfigError(f"{path}: {did_you_mean('key', str(key), _FIELDS)}")
+        parsed[name] = parsed_value
+    return parsed
+
+
+def read_mapping(path: Path, *, named: str, wanted: str) -> dict[Any, Any]:
+    """The mapping that a YAML file holds; a ConfigError under the name that the user gave it, with what was wanted."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"Cannot read --config {path}: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"Cannot read {named}: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path} holds {type(content).__name__}, not a mapping of flag names to values.")
-    parsed = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in _FIELDS:
-            raise ConfigError(f"{path}: {did_you_mean('key', str(key), _FIELDS)}")
-        # `engine_args: {dtype: float32}` reads better in YAML than a list of k=v.
-        if name in _ARGUMENTS and isinstance(value, dict):
-            value = [f"{k}={v}" for k, v in value.items()]
-        parsed[name] = value
-    return parsed
+        raise ConfigError(f"{named} holds {type(content).__name__}, not {wanted}.")
+    return content
+
+
+def as_key(key: Any, value: Any) -> tuple[str, Any]:
+    """A key of a YAML file as RunSpec spells it, and its value as its flag has it."""
+    name = str(key).replace("-", "_")
+    # `engine_args: {dtype: float32}` reads better in YAML than a list of k=v.
+    if name in _ARGUMENTS and isinstance(value, dict):
+        value = [f"{k}={v}" for k, v in value.items()]
+    return name, value
 
 
 def _value(key: str, value: Any) -> Any:

@@ -26,6 +26,7 @@ from bfpo_bench.panel import PanelRule, parse_rule
 from bfpo_bench.registry import load_registry
 from bfpo_bench.scoring import FIXED_JUDGE, HARM_RUBRICS, Scopes, judges_of, panel_verdicts
 from bfpo_bench.store import LENGTH_CONTROL, RunStore, write_atomically
+from bfpo_bench.turns import turns_before
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
     Answered,
@@ -33,7 +34,6 @@ from bfpo_bench.types import (
     JudgeItem,
     JudgeScope,
     JudgeSpec,
-    Output,
     Rubric,
     Sample,
     TaskSpec,
@@ -260,7 +260,7 @@ def _item(store: RunStore, task: TaskSpec, answered: Answered, alike: _Alike) ->
     stored, output = answered.sample, answered.output
     if output is None or output.failure is not None:
         return None
-    asked = conversation(stored, *_turns_before(store, stored))
+    asked = conversation(stored, *turns_before(store, [stored]))
     if asked is None:
         return None
     return JudgeItem(
@@ -274,16 +274,6 @@ def _item(store: RunStore, task: TaskSpec, answered: Answered, alike: _Alike) ->
         alike=alike.count(output.text),
         of=alike.total,
     )
-
-
-def _turns_before(store: RunStore, sample: Sample) -> tuple[dict[str, Sample], dict[str, Output]]:
-    samples: dict[str, Sample] = {}
-    while sample.previous is not None and sample.previous not in samples:
-        if not (found := store.samples_of([sample.previous])):
-            break
-        samples |= found
-        sample = found[sample.previous]
-    return samples, store.outputs_of(list(samples)) if samples else {}
 
 
 def _kept_text(sample: Sample, key: str | None) -> str | None:

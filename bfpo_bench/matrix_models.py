@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bfpo_bench.config import RunSpec, run_spec
+from bfpo_bench.config import RunSpec, as_key, read_mapping, run_spec
 from bfpo_bench.errors import BenchError, ConfigError, StoreError, did_you_mean
 from bfpo_bench.harness.engine import parse_engine_args
 from bfpo_bench.matrix_plan import Job, Kind, in_order
@@ -39,7 +39,6 @@ _NO_DEFAULT: Mapping[Kind, frozenset[str]] = {
     "policy": _OF_WEIGHTS | {"base_url", "system_prompt", "thinking_tokens"},
 }
 _RUN_KEYS = {found.name for found in dataclasses.fields(RunSpec)}
-_ARGUMENTS = ("engine_args", "judge_engine_args")
 _MOST_WORKERS = 10_000
 Registries = Callable[[tuple[Path, ...], str], Mapping[str, TaskSpec]]
 
@@ -96,7 +95,7 @@ def read_entries(path: Path, flags: Mapping[str, Any], *, out: Path) -> tuple[En
     The defaults that are of weights alone (engine, its arguments, ...) do not reach APIs and policies.
     Adapters of one base are one entry where its engine holds them all at a time (vllm), else an entry each.
     """
-    content = _read(path)
+    content = read_mapping(path, named=str(path), wanted="`defaults:` and `models:`")
     for key in content:
         if key not in ("defaults", "models"):
             raise ConfigError(f"{path}: {did_you_mean('key', str(key), ('defaults', 'models'))}")
@@ -120,33 +119,18 @@ def read_entries(path: Path, flags: Mapping[str, Any], *, out: Path) -> tuple[En
     return _told_apart(entries)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, not `defaults:` and `models:`.")
-    return content
-
-
 def _keys(told: Any, *, where: str, known: Collection[str]) -> dict[str, Any]:
     """The keys as a run's config spells them, each one that is known."""
     if not isinstance(told, dict):
         raise ConfigError(f"{where} is {type(told).__name__}, not a model's name or a mapping of keys to values.")
     found: dict[str, Any] = {}
     for key, value in told.items():
-        name = str(key).replace("-", "_")
+        name, found_value = as_key(key, value)
         if name in _ELSEWHERE:
             raise ConfigError(f"{where}: {key}: {_ELSEWHERE[name]}.")
         if name not in known:
             raise ConfigError(f"{where}: {did_you_mean('key', str(key), set(known) - set(_ELSEWHERE))}")
-        # As `run --config` takes it.
-        found[name] = (
-            [f"{k}={v}" for k, v in value.items()] if name in _ARGUMENTS and isinstance(value, dict) else value
-        )
+        found[name] = found_value
     return found
 
 

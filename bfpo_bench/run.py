@@ -9,16 +9,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from bfpo_bench import __version__
 from bfpo_bench.audit import Audit
-from bfpo_bench.cluster import Cluster, joined
+from bfpo_bench.cluster import Cluster, joined, version_of
 from bfpo_bench.config import RunSpec
 from bfpo_bench.console import progress, say
-from bfpo_bench.conversation import conversation, waves
+from bfpo_bench.conversation import waves
 from bfpo_bench.cost import summary, table
 from bfpo_bench.endpoint import check_endpoint, redact
 from bfpo_bench.errors import BenchError, ConfigError, EngineError, JudgeError, StoreError, TaskError
@@ -54,6 +53,7 @@ from bfpo_bench.scoring import (
 from bfpo_bench.sources import EMBEDDED, choose_engine, free_bytes, is_folder, resolve_model, trained_from
 from bfpo_bench.store import LABELS, SCHEMA, RunStore, read_json, to_json, write_atomically
 from bfpo_bench.thinking import settled
+from bfpo_bench.turns import as_asked
 from bfpo_bench.types import (
     LM_EVAL_JUDGE,
     Engine,
@@ -337,16 +337,9 @@ def _answers(
     if all(sample.previous is None for sample in wave):
         yield from engine.answer(wave, answered=answered)
         return
-    samples, outputs = {sample.id: sample for sample in store.samples()}, store.outputs()
-    filled = {sample.id: conversation(sample, samples, outputs) for sample in wave}
-    # A turn before it that failed for today only has no output at all: the next run asks both.
-    lost = [sample for sample in wave if filled[sample.id] is None and outputs.get(sample.previous or "") is not None]
-    yield [
-        Output(sample_id=sample.id, failure="no_previous_turn", detail=f"sample {sample.previous} has no answer")
-        for sample in lost
-        if sample.id not in answered
-    ]
-    yield from engine.answer([sample for sample in filled.values() if sample is not None], answered=answered)
+    filled, broken_off = as_asked(store, wave)
+    yield [output for output in broken_off if output.sample_id not in answered]
+    yield from engine.answer(list(filled.values()), answered=answered)
 
 
 def _refuse_other_engine(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -498,7 +491,7 @@ def _manifest(plan: Plan, model: ModelSpec) -> dict[str, Any]:
         "schema": SCHEMA,
         "identity": {
             "bfpo_bench": __version__,
-            "packages": {name: found for name in _packages(model) if (found := _version(name)) is not None},
+            "packages": {name: found for name in _packages(model) if (found := version_of(name)) is not None},
             "model": described,
             "suite": spec.suite,
             "profile": spec.profile,
@@ -534,13 +527,6 @@ def _trained_from(spec: RunSpec) -> dict[str, Any]:
         say(f"Warning: {error} The run does not say what its model was trained from.")
         told = None
     return {} if told is None else {"trained_from": told}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _environment() -> dict[str, Any]:

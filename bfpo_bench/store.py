@@ -569,8 +569,12 @@ class RunStore:
         return int(self._select("SELECT count(*) FROM outputs", ())[0][0])
 
     def _chosen(self, statement: str, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Rows of a few keys, whose places stand in the statement as `{}`."""
-        return self._select(statement.format(", ".join("?" * len(keys))), tuple(keys))
+        """The rows of these keys, whose places stand in the statement as `{}`: SQLite takes so many at a time."""
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(keys), _PAGE):
+            some = tuple(keys[start : start + _PAGE])
+            found += self._select(statement.format(", ".join("?" * len(some))), some)
+        return found
 
     def _select(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with _reporting(self.folder):

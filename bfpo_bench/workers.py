@@ -12,13 +12,13 @@ from typing import Any
 
 from bfpo_bench.chunks import SMALLEST_CHUNK, Planned, Row, SetAside, chunk_size, plan_chunks
 from bfpo_bench.cluster import Cluster, Hosting, Placement, Pool, describe_placements, installed_versions
-from bfpo_bench.conversation import conversation
 from bfpo_bench.harness.engine import open_engine, parallel_size
 from bfpo_bench.judges.classifier import ClassifierJudge, Read
 from bfpo_bench.judges.prompting import Passage
 from bfpo_bench.judges.reader import ReaderSpec, Reading, Unread, open_reader
 from bfpo_bench.judging import Ask, ask_here
 from bfpo_bench.store import RunStore, differing_fields, to_json, write_atomically
+from bfpo_bench.turns import as_asked
 from bfpo_bench.types import Judge, ModelSpec, Output, Sample
 
 WORKERS = "workers.json"
@@ -211,22 +211,6 @@ def _chunks(
     for planned in wave:
         samples = store.samples_in(planned.positions)
         answered = store.outputs_of([sample.id for sample in samples])
-        filled = _filled(store, samples)
-        lost += [
-            Output(sample_id=sample.id, failure="no_previous_turn", detail=f"sample {sample.previous} has no answer")
-            for sample in samples
-            if sample.id not in filled and sample.id not in answered and store.outputs_of([sample.previous or ""])
-        ]
+        filled, broken_off = as_asked(store, samples)
+        lost += [output for output in broken_off if output.sample_id not in answered]
         yield filled, filled.keys() - answered.keys()
-
-
-def _filled(store: RunStore, samples: Sequence[Sample]) -> dict[str, Sample]:
-    """The samples, later turns with the turns before them; without those whose earlier turns have no answer."""
-    known, before = {sample.id: sample for sample in samples}, {s.previous for s in samples if s.previous is not None}
-    outputs: dict[str, Output] = {}
-    while before:
-        known |= (earlier := store.samples_of(sorted(before)))
-        outputs |= store.outputs_of(sorted(before))
-        before = {sample.previous for sample in earlier.values() if sample.previous is not None}
-    filled = {sample.id: conversation(sample, known, outputs) for sample in samples}
-    return {id_: sample for id_, sample in filled.items() if sample is not None}

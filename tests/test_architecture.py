@@ -62,7 +62,7 @@ ALLOWED = {
     "judges": {"types", "errors", "endpoint", "sources", "harness", "stats", "length_control", "panel"},
     "judging": {
         *("types", "errors", "console", "conversation", "judges", "harness", "registry", "scoring", "store", "panel"),
-        "length_control",
+        *("length_control", "turns"),
     },
     "validation": {"types", "errors", "console", "store", "calibration", "correction", "judges", "judging"},
     "judge_report": {"types", "errors", "store", "scoring", "agreement", "judge_swap", "judging"},
@@ -77,11 +77,12 @@ ALLOWED = {
     },
     "tasks": {"judges", "types"},
     "chunks": set(),
+    "turns": {"types", "conversation", "store"},
     "cluster": {"errors", "chunks", "harness"},
-    "workers": {"types", "chunks", "cluster", "conversation", "harness", "judges", "judging", "store"},
+    "workers": {"types", "chunks", "cluster", "harness", "judges", "judging", "store", "turns"},
     "run": {
         *("types", "errors", "config", "console", "registry", "sources", "store", "scoring", "audit"),
-        *("cluster", "workers"),
+        *("cluster", "workers", "turns"),
         *("cost", "judges", "judging", "panel", "harness", "endpoint", "thinking", "conversation"),
         *("planning", "outcomes"),
     },

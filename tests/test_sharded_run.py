@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -15,8 +13,9 @@ import time
 
 import psutil
 import pytest
+from test_kill_and_resume import rows
 
-from bfpo_bench.store import DATABASE, RunStore
+from bfpo_bench.store import RunStore
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 # Each may start an engine five times, on cores that another test uses as well.
@@ -158,7 +157,7 @@ def test_a_killed_driver_leaves_no_worker_and_its_run_is_resumed_where_it_was(th
     on_cluster = ("--workers", 2, "--ray-address", three_nodes.address)
     run(tiny_model, whole, *on_cluster)
     process = subprocess.Popen(command(tiny_model, killed, *on_cluster), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: rows(killed) >= 40, process)
+    wait_for(lambda: rows(killed, "outputs") >= 40, process)
     workers = [psutil.Process(each["pid"]) for each in json.loads((killed / "workers.json").read_text())]
     engines = [child for worker in workers for child in worker.children(recursive=True)]
     assert len(engines) >= 2
@@ -166,26 +165,18 @@ def test_a_killed_driver_leaves_no_worker_and_its_run_is_resumed_where_it_was(th
     process.wait()
     _, left = psutil.wait_procs([*workers, *engines], timeout=30)
     assert not left, left
-    before = rows(killed)
-    assert 40 <= before < rows(whole)
+    before = rows(killed, "outputs")
+    assert 40 <= before < rows(whole, "outputs")
     # That no committed chunk is asked again is tested where it can be seen: tests/test_workers.py.
     run(tiny_model, killed, *on_cluster)
     assert (killed / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
     assert RunStore.read(killed).outputs() == RunStore.read(whole).outputs()
 
 
-def rows(folder):
-    try:
-        with contextlib.closing(sqlite3.connect(f"{(folder / DATABASE).as_uri()}?mode=ro", uri=True)) as database:
-            return int(database.execute("SELECT count(*) FROM outputs").fetchone()[0])
-    except sqlite3.OperationalError:  # not yet created
-        return 0
-
-
 def test_a_run_goes_on_from_one_engine_to_workers(three_nodes, tiny_model, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(command(tiny_model, folder), stderr=subprocess.DEVNULL)
-    while rows(folder) < 20:
+    while rows(folder, "outputs") < 20:
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
